@@ -1,0 +1,1 @@
+"""The wire contract: vectors, their generator, and an independent reader."""
