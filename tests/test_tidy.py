@@ -40,7 +40,7 @@ def tracked(*suffixes: str) -> list[Path]:
         text=True,
         check=True,
     ).stdout.split("\n")
-    paths = [ROOT / name for name in listed if name.endswith(suffixes)]
+    paths = [ROOT / name for name in listed if name and name.endswith(suffixes)]
     return sorted(path for path in paths if path.exists() and "_pb2" not in path.name)
 
 
