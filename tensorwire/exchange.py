@@ -1,0 +1,524 @@
+"""One exchange: a request, an answer, done. Both ends as machines of bytes in, events out.
+
+    client   IDLE ─request─► AWAITING_x ─head─► RECEIVING ─payload─► DONE
+    server   IDLE ─head─► ADMITTING_x ─admit─► RECEIVING_x ─payload─► SERVING_x ─answer─► DONE
+
+Rule: `TRANSITIONS` says what is legal in which state, for every pair of state and input. What the
+peer does out of order is a `RemoteProtocolError` and leaves the exchange FAULTED (a server may
+still send one FAILURE); what this side does out of order is a `LocalProtocolError` and changes
+nothing. Flow control, interleaving and cancellation are the stream's.
+"""
+
+from collections.abc import Mapping
+from enum import Enum, auto, unique
+from itertools import product
+from types import MappingProxyType
+from typing import Final, TypeVar
+
+from blake3 import blake3
+
+from tensorwire.codec import Header, decode_header, encode_header
+from tensorwire.errors import (
+    FailureCode,
+    InvariantViolation,
+    LocalProtocolError,
+    RemoteProtocolError,
+)
+from tensorwire.events import (
+    Answer,
+    Backward,
+    ClientEvent,
+    Failure,
+    Forward,
+    Gradient,
+    Kind,
+    Request,
+    RequestHead,
+    Result,
+    ServerEvent,
+    answer_parts,
+    kind_of,
+    request_parts,
+    require_request_id,
+)
+from tensorwire.framing import HeadReader, PayloadReader, Segments, encode_frame
+from tensorwire.tensor import (
+    VOCABULARY_MAX,
+    Limits,
+    Part,
+    check_specs,
+    check_values,
+    gradient_specs,
+    output_shape,
+)
+
+_Value = TypeVar("_Value")
+
+
+@unique
+class Role(Enum):
+    """Which end of the stream."""
+
+    CLIENT = auto()
+    SERVER = auto()
+
+
+@unique
+class State(Enum):
+    """Where an exchange stands; the suffix says which kind of request it is about."""
+
+    IDLE = auto()
+    AWAITING_RESULT = auto()
+    AWAITING_GRADIENT = auto()
+    RECEIVING_ANSWER = auto()
+    ADMITTING_FORWARD = auto()
+    ADMITTING_BACKWARD = auto()
+    RECEIVING_FORWARD = auto()
+    RECEIVING_BACKWARD = auto()
+    SERVING_FORWARD = auto()
+    SERVING_BACKWARD = auto()
+    DONE = auto()
+    FAULTED = auto()
+    CANCELLED = auto()
+
+
+@unique
+class Input(Enum):
+    """What can happen to an exchange: SEND and ADMIT by this side, the others by the peer."""
+
+    SEND_FORWARD = auto()
+    SEND_BACKWARD = auto()
+    SEND_RESULT = auto()
+    SEND_GRADIENT = auto()
+    SEND_FAILURE = auto()
+    ADMIT = auto()
+    CANCEL = auto()
+    HEAD_FORWARD = auto()
+    HEAD_BACKWARD = auto()
+    HEAD_RESULT = auto()
+    HEAD_GRADIENT = auto()
+    HEAD_FAILURE = auto()
+    PAYLOAD = auto()  # the last byte of it has arrived
+    BYTES = auto()  # any, beyond what the frame announced
+    INVALID = auto()  # bytes against the protocol
+    END = auto()  # the peer will send no more
+
+
+@unique
+class Blame(Enum):
+    """Whose fault an illegal pair is."""
+
+    LOCAL = auto()
+    REMOTE = auto()
+
+
+LOCAL_INPUTS = frozenset(
+    {
+        Input.SEND_FORWARD,
+        Input.SEND_BACKWARD,
+        Input.SEND_RESULT,
+        Input.SEND_GRADIENT,
+        Input.SEND_FAILURE,
+        Input.ADMIT,
+        Input.CANCEL,
+    }
+)
+
+_CLIENT: Mapping[tuple[State, Input], State] = {
+    (State.IDLE, Input.SEND_FORWARD): State.AWAITING_RESULT,
+    (State.IDLE, Input.SEND_BACKWARD): State.AWAITING_GRADIENT,
+    (State.AWAITING_RESULT, Input.HEAD_RESULT): State.RECEIVING_ANSWER,
+    (State.AWAITING_GRADIENT, Input.HEAD_GRADIENT): State.RECEIVING_ANSWER,
+    (State.AWAITING_RESULT, Input.HEAD_FAILURE): State.DONE,
+    (State.AWAITING_GRADIENT, Input.HEAD_FAILURE): State.DONE,
+    (State.RECEIVING_ANSWER, Input.PAYLOAD): State.DONE,
+    (State.DONE, Input.END): State.DONE,
+    **{(state, Input.CANCEL): State.CANCELLED for state in State},
+}
+
+_SERVER: Mapping[tuple[State, Input], State] = {
+    (State.IDLE, Input.HEAD_FORWARD): State.ADMITTING_FORWARD,
+    (State.IDLE, Input.HEAD_BACKWARD): State.ADMITTING_BACKWARD,
+    (State.ADMITTING_FORWARD, Input.ADMIT): State.RECEIVING_FORWARD,
+    (State.ADMITTING_BACKWARD, Input.ADMIT): State.RECEIVING_BACKWARD,
+    (State.RECEIVING_FORWARD, Input.PAYLOAD): State.SERVING_FORWARD,
+    (State.RECEIVING_BACKWARD, Input.PAYLOAD): State.SERVING_BACKWARD,
+    (State.SERVING_FORWARD, Input.END): State.SERVING_FORWARD,  # the client's half-close
+    (State.SERVING_BACKWARD, Input.END): State.SERVING_BACKWARD,
+    (State.SERVING_FORWARD, Input.SEND_RESULT): State.DONE,
+    (State.SERVING_BACKWARD, Input.SEND_GRADIENT): State.DONE,
+    (State.IDLE, Input.SEND_FAILURE): State.DONE,  # e.g. DEADLINE for a header that never came
+    (State.ADMITTING_FORWARD, Input.SEND_FAILURE): State.DONE,
+    (State.ADMITTING_BACKWARD, Input.SEND_FAILURE): State.DONE,
+    (State.RECEIVING_FORWARD, Input.SEND_FAILURE): State.DONE,
+    (State.RECEIVING_BACKWARD, Input.SEND_FAILURE): State.DONE,
+    (State.SERVING_FORWARD, Input.SEND_FAILURE): State.DONE,
+    (State.SERVING_BACKWARD, Input.SEND_FAILURE): State.DONE,
+    (State.FAULTED, Input.SEND_FAILURE): State.DONE,
+    (State.DONE, Input.END): State.DONE,
+    **{(state, Input.CANCEL): State.CANCELLED for state in State},
+}
+
+
+def _total(
+    legal: Mapping[tuple[State, Input], State],
+) -> Mapping[tuple[State, Input], State | Blame]:
+    return MappingProxyType(
+        {
+            (state, given): legal.get(
+                (state, given), Blame.LOCAL if given in LOCAL_INPUTS else Blame.REMOTE
+            )
+            for state, given in product(State, Input)
+        }
+    )
+
+
+TRANSITIONS: Final = MappingProxyType({Role.CLIENT: _total(_CLIENT), Role.SERVER: _total(_SERVER)})
+
+_HEADS = {
+    Kind.FORWARD: Input.HEAD_FORWARD,
+    Kind.BACKWARD: Input.HEAD_BACKWARD,
+    Kind.RESULT: Input.HEAD_RESULT,
+    Kind.GRADIENT: Input.HEAD_GRADIENT,
+    Kind.FAILURE: Input.HEAD_FAILURE,
+}
+_SENDS = {
+    Kind.FORWARD: Input.SEND_FORWARD,
+    Kind.BACKWARD: Input.SEND_BACKWARD,
+    Kind.RESULT: Input.SEND_RESULT,
+    Kind.GRADIENT: Input.SEND_GRADIENT,
+    Kind.FAILURE: Input.SEND_FAILURE,
+}
+
+
+class _Exchange:
+    """What both ends share: the state, the readers, and the order of faults."""
+
+    _role: Role
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._state = State.IDLE
+        self._head = HeadReader(limits.header_bytes_max)
+        self._header: Header | None = None
+        self._payload: PayloadReader | None = None
+
+    @property
+    def state(self) -> State:
+        """Where this exchange stands."""
+        return self._state
+
+    @property
+    def bytes_copied(self) -> int:
+        """Payload bytes copied by this end so far: those received through chunks, once each."""
+        return 0 if self._payload is None else self._payload.bytes_copied
+
+    def cancel(self) -> None:
+        """Forget the exchange; the stream is to be reset."""
+        self._step(Input.CANCEL)
+
+    def payload_target(self) -> memoryview | None:
+        """Where the next payload bytes belong, for a transport that reads into buffers.
+
+        None unless a payload is being received; after writing n bytes call `payload_received(n)`.
+        """
+        if self._payload is None or self._payload.complete or self._state is State.FAULTED:
+            return None
+        return self._payload.target()
+
+    def _step(self, given: Input, detail: str = "") -> None:
+        following = TRANSITIONS[self._role][self._state, given]
+        if isinstance(following, State):
+            self._state = following
+            return
+        text = detail or f"{given.name} in state {self._state.name}"
+        if following is Blame.LOCAL:
+            raise LocalProtocolError(text)
+        self._state = State.FAULTED
+        raise RemoteProtocolError(FailureCode.MALFORMED, text)
+
+    def _receive_head(self, data: memoryview) -> tuple[Header | None, memoryview]:
+        try:
+            encoded, rest = self._head.receive(data)
+            if encoded is None:
+                return None, rest
+            self._header = decode_header(encoded, self._limits)
+        except RemoteProtocolError:
+            self._state = State.FAULTED
+            raise
+        self._step(_HEADS[self._header.kind])
+        return self._header, rest
+
+    def _received_parts(self, vocabulary: int) -> tuple[Part, ...]:
+        if self._payload is None or self._header is None:
+            raise InvariantViolation("a payload without a header")
+        parts = self._payload.parts()
+        try:
+            digest = self._header.payload_digest
+            if digest and digest != _payload_digest(parts):
+                raise RemoteProtocolError(FailureCode.BAD_VALUE, "the payload's digest differs")
+            for part in parts:
+                check_values(part, vocabulary=vocabulary)
+        except RemoteProtocolError:
+            self._state = State.FAULTED
+            raise
+        self._step(Input.PAYLOAD)
+        return parts
+
+    def _fault(self, code: FailureCode, detail: str) -> RemoteProtocolError:
+        self._state = State.FAULTED
+        return RemoteProtocolError(code, detail)
+
+
+class ClientExchange(_Exchange):
+    """The asking end: `send` one request, then `receive_data` until an event says how it went.
+
+    `request_id` is 16 random bytes; `limits` bound both the request and the answer.
+    """
+
+    _role = Role.CLIENT
+
+    def __init__(self, *, request_id: bytes, limits: Limits | None = None) -> None:
+        super().__init__(limits if limits is not None else Limits())
+        self.request_id = require_request_id(request_id)
+        self._request: Request | None = None
+
+    def send(self, request: Request, *, digest: bool = False) -> Segments:
+        """The segments of the request's frame, to be sent in order and followed by a half-close.
+
+        Raises `LocalProtocolError` out of order or for a request that no peer would accept.
+        `digest` adds the payload's blake3 to the header.
+        """
+        kind = kind_of(request)
+        parts = request_parts(request)
+        header = Header(
+            kind=kind,
+            request_id=self.request_id,
+            remaining_ms=request.remaining_ms,
+            parts=tuple(part.spec for part in parts),
+            payload_digest=_payload_digest(parts) if digest else b"",
+            reply_dtype=request.reply_dtype,
+            receipt_wanted=request.receipt_wanted,
+        )
+        encoded = encode_header(header)
+        try:
+            decode_header(encoded, self._limits)
+        except RemoteProtocolError as error:
+            raise LocalProtocolError(str(error)) from error
+        self._step(_SENDS[kind])
+        self._request = request
+        return encode_frame(encoded, parts)
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> list[ClientEvent]:
+        """Feed bytes of the answer; raises `RemoteProtocolError`, after which nothing follows."""
+        rest = memoryview(data)
+        match self._state:
+            case State.AWAITING_RESULT | State.AWAITING_GRADIENT:
+                header, rest = self._receive_head(rest)
+                if header is None:
+                    return []
+                self._check_answer(header)
+                events = self._begin_answer(header)
+            case _:
+                events = []
+        if self._state is State.RECEIVING_ANSWER:
+            rest = _required(self._payload).receive(rest)
+            events = self._completed()
+        if rest.nbytes:
+            self._step(Input.BYTES, "bytes behind the announced payload")
+        return events
+
+    def payload_received(self, filled_bytes: int) -> list[ClientEvent]:
+        """Say that `filled_bytes` were written to `payload_target()`."""
+        if self._payload is None:
+            raise LocalProtocolError("no payload is being received")
+        self._payload.advance(filled_bytes)
+        return self._completed()
+
+    def receive_end(self) -> None:
+        """The peer closed its side; raises `RemoteProtocolError` before a whole answer."""
+        self._step(Input.END, f"the stream ended in state {self._state.name}")
+
+    def _begin_answer(self, header: Header) -> list[ClientEvent]:
+        if header.kind is Kind.FAILURE:
+            return [_required(header.failure)]
+        self._payload = PayloadReader(header.parts)
+        return []
+
+    def _completed(self) -> list[ClientEvent]:
+        if self._payload is None or self._header is None or not self._payload.complete:
+            return []
+        parts = self._received_parts(VOCABULARY_MAX)
+        if self._header.kind is Kind.RESULT:
+            return [Result(output=parts[0].tensor, receipt=self._header.receipt)]
+        return [Gradient(gradients=parts, receipt=self._header.receipt)]
+
+    def _check_answer(self, header: Header) -> None:
+        request = self._request
+        if request is None:
+            raise InvariantViolation("an answer without a request")
+        if header.request_id != self.request_id:
+            # A server that could not read our header answers with the id it did not learn: zeros.
+            if header.kind is Kind.FAILURE and not any(header.request_id):
+                return
+            raise self._fault(FailureCode.MALFORMED, "the answer is to another request")
+        if header.kind is Kind.FAILURE:
+            return
+        inputs = tuple(part.spec for part in request.parts)
+        shapes = [spec.shape for spec in header.parts]
+        if header.kind is Kind.RESULT:
+            right = shapes[0][:2] == output_shape(inputs)
+        else:
+            right = shapes == [spec.shape for spec in gradient_specs(inputs)]
+        if not right:
+            raise self._fault(FailureCode.BAD_SHAPE, f"an answer of shapes {shapes}")
+        if any(spec.dtype is not request.reply_dtype for spec in header.parts):
+            detail = f"{request.reply_dtype.name} was asked for"
+            raise self._fault(FailureCode.BAD_DTYPE, detail)
+
+
+class ServerExchange(_Exchange):
+    """The answering end: a `RequestHead` first, `admit()` or a FAILURE, then the request itself.
+
+    Bytes behind the head are kept, uncopied, until `admit`; feeding more before the decision is a
+    `LocalProtocolError`, because not reading is what holds the sender back.
+    """
+
+    _role = Role.SERVER
+
+    def __init__(self, *, limits: Limits | None = None, vocabulary: int = VOCABULARY_MAX) -> None:
+        super().__init__(limits if limits is not None else Limits())
+        self._vocabulary = vocabulary
+        self._held = memoryview(b"")
+
+    @property
+    def request_id(self) -> bytes:
+        """The request's id, or 16 zeros while no header has been read."""
+        return bytes(16) if self._header is None else self._header.request_id
+
+    def receive_data(self, data: bytes | bytearray | memoryview) -> list[ServerEvent]:
+        """Feed bytes of the request; raises `RemoteProtocolError`, then `send` a `Failure`."""
+        rest = memoryview(data)
+        match self._state:
+            case State.IDLE:
+                header, self._held = self._receive_head(rest)
+                return [] if header is None else [_request_head(header)]
+            case State.ADMITTING_FORWARD | State.ADMITTING_BACKWARD:
+                raise LocalProtocolError("admit or refuse the request before reading on")
+            case State.RECEIVING_FORWARD | State.RECEIVING_BACKWARD:
+                rest = _required(self._payload).receive(rest)
+                events = self._completed()
+                if rest.nbytes:
+                    self._step(Input.BYTES, "bytes behind the announced payload")
+                return events
+            case _:
+                if rest.nbytes:
+                    self._step(Input.BYTES, "bytes behind the announced payload")
+                return []
+
+    def admit(self) -> list[ServerEvent]:
+        """Read the payload; the request follows at once where its bytes came with the head.
+
+        The payload's buffer is allocated here and nowhere before.
+        """
+        self._step(Input.ADMIT)
+        self._payload = PayloadReader(_required(self._header).parts)
+        held, self._held = self._held, memoryview(b"")
+        return self.receive_data(held)
+
+    def payload_received(self, filled_bytes: int) -> list[ServerEvent]:
+        """Say that `filled_bytes` were written to `payload_target()`."""
+        if self._payload is None:
+            raise LocalProtocolError("no payload is being received")
+        self._payload.advance(filled_bytes)
+        return self._completed()
+
+    def receive_end(self) -> None:
+        """The client half-closed; raises `RemoteProtocolError` before a whole request."""
+        self._step(Input.END, f"the stream ended in state {self._state.name}")
+
+    def send(self, answer: Answer) -> Segments:
+        """The segments of the answer's frame; raises `LocalProtocolError` for a wrong one."""
+        kind = kind_of(answer)
+        parts = answer_parts(answer)
+        if not isinstance(answer, Failure):
+            self._check_own_answer(answer)
+        self._step(_SENDS[kind])
+        header = Header(
+            kind=kind,
+            request_id=self.request_id,
+            parts=tuple(part.spec for part in parts),
+            receipt=None if isinstance(answer, Failure) else answer.receipt,
+            failure=answer if isinstance(answer, Failure) else None,
+        )
+        return encode_frame(encode_header(header), parts)
+
+    def _completed(self) -> list[ServerEvent]:
+        if not _required(self._payload).complete:
+            return []
+        header = _required(self._header)
+        parts = self._received_parts(self._vocabulary)
+        if header.kind is Kind.FORWARD:
+            return [
+                Forward(
+                    parts=parts,
+                    remaining_ms=header.remaining_ms,
+                    reply_dtype=header.reply_dtype,
+                    receipt_wanted=header.receipt_wanted,
+                )
+            ]
+        return [
+            Backward(
+                parts=parts[:-1],
+                gradient=parts[-1].tensor,
+                remaining_ms=header.remaining_ms,
+                reply_dtype=header.reply_dtype,
+                receipt_wanted=header.receipt_wanted,
+            )
+        ]
+
+    def _check_own_answer(self, answer: Result | Gradient) -> None:
+        if self._header is None or self._state not in (
+            State.SERVING_FORWARD,
+            State.SERVING_BACKWARD,
+        ):
+            raise LocalProtocolError(f"no request waits for an answer in {self._state.name}")
+        specs = [part.spec for part in answer_parts(answer)]
+        inputs = _request_head(self._header).inputs
+        if any(spec.dtype is not self._header.reply_dtype for spec in specs):
+            raise LocalProtocolError(f"{self._header.reply_dtype.name} was asked for")
+        match answer:
+            case Result():
+                if len(specs[0].shape) != 3 or specs[0].shape[:2] != output_shape(inputs):
+                    raise LocalProtocolError(f"an output of shape {specs[0].shape}")
+                check_specs(specs, self._limits)
+            case Gradient():
+                if [s.shape for s in specs] != [s.shape for s in gradient_specs(inputs)]:
+                    raise LocalProtocolError("gradients are shaped like the parts they belong to")
+
+
+def _request_head(header: Header) -> RequestHead:
+    backward = header.kind is Kind.BACKWARD
+    return RequestHead(
+        kind=header.kind,
+        request_id=header.request_id,
+        remaining_ms=header.remaining_ms,
+        inputs=header.parts[:-1] if backward else header.parts,
+        gradient=header.parts[-1] if backward else None,
+        reply_dtype=header.reply_dtype,
+        receipt_wanted=header.receipt_wanted,
+        payload_bytes=header.payload_bytes,
+    )
+
+
+def _payload_digest(parts: tuple[Part, ...]) -> bytes:
+    hasher = blake3()
+    for part in parts:
+        hasher.update(part.tensor.data)
+    return hasher.digest()
+
+
+def _required(value: _Value | None) -> _Value:
+    if value is None:
+        raise InvariantViolation("a value that this state implies is missing")
+    return value

@@ -1,0 +1,338 @@
+"""Tensors as they cross the wire: a dtype, a shape, and little-endian bytes that nobody copies.
+
+Rule: a `PartSpec` is checked before a byte is allocated for it; a `WireTensor`'s buffer always has
+exactly the length that its dtype and shape imply. Layouts (row-major throughout):
+
+    FLOAT32, FLOAT16, INT64   as in IEEE 754 / two's complement, little-endian
+    BFLOAT16                  the upper 16 bits of a float32, rounded to nearest even
+    INT8_BLOCK                ceil(n/64) float32 scales, then n int8; value = scale · int8
+
+Specification: "The protocol" in `interop/README.md`.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, unique
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tensorwire.errors import FailureCode, LocalProtocolError, RemoteProtocolError
+
+BLOCK_ELEMENTS = 64  # of INT8_BLOCK: relative error 5.9e-3 on normal data at 6 % overhead
+VALUE_MAX = 1e4  # |x| of any float on the wire: hidden states are O(1), an attack is not
+SPEECH_SAMPLES = 4_000  # 250 ms of 16 kHz mono per step
+SPEECH_VALUE_MAX = 1.0
+SCALE_BYTES = 4
+VOCABULARY_MAX = 1 << 31  # token ids below this, where no vocabulary is known
+ALIGNMENT_BYTES = 64  # of every received part, so that torch may read it in place
+
+_BFLOAT16_MAGNITUDE_MAX = 0x461C  # 9,984: the greatest bfloat16 that is <= VALUE_MAX
+_FLOAT16_MAGNITUDE_MAX = 0x70E2  # 10,000 exactly
+
+if sys.byteorder != "little":  # pragma: no cover - no such machine runs torch today
+    raise ImportError("tensorwire reads and writes buffers in place: little-endian only")
+
+
+@unique
+class DType(IntEnum):
+    """Element types; the numbers are those of `wire.proto`."""
+
+    FLOAT32 = 1
+    FLOAT16 = 2
+    BFLOAT16 = 3
+    INT64 = 4
+    INT8_BLOCK = 5
+
+
+@unique
+class Modality(IntEnum):
+    """What a part means, and so its rank; the numbers are those of `wire.proto`."""
+
+    TEXT = 1  # [bs, seq] int64: token ids
+    IMAGE = 2  # [bs, seq, chans, rows, cols] float
+    SPEECH = 3  # [bs, seq, 4000] float32 in [-1, 1]
+    TENSOR = 4  # [bs, seq, dim] float; every output is one
+
+
+ITEM_BYTES = {DType.FLOAT32: 4, DType.FLOAT16: 2, DType.BFLOAT16: 2, DType.INT64: 8}
+RANKS = {Modality.TEXT: 2, Modality.IMAGE: 5, Modality.SPEECH: 3, Modality.TENSOR: 3}
+FLOATS = frozenset({DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16, DType.INT8_BLOCK})
+DTYPES = {
+    Modality.TEXT: frozenset({DType.INT64}),
+    Modality.IMAGE: FLOATS,
+    Modality.SPEECH: frozenset({DType.FLOAT32}),
+    Modality.TENSOR: FLOATS,
+}
+GRADIENT_DTYPES = frozenset({DType.FLOAT32, DType.BFLOAT16})  # float16 would flush them to zero
+
+_NUMPY: dict[DType, np.dtype[Any]] = {
+    DType.FLOAT32: np.dtype("<f4"),
+    DType.FLOAT16: np.dtype("<f2"),
+    DType.BFLOAT16: np.dtype("<u2"),  # its bits: numpy has no such type
+    DType.INT64: np.dtype("<i8"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Bounds of one exchange; a peer's status may advertise less, never more.
+
+    64 MiB is 1,024 × 16 × 1,024 float32 or one 4,096-step sequence of dim 4,096; with 64 exchanges
+    in flight a server stays under 4 GiB, and `node.exchange` sets a lower total.
+    """
+
+    batch_max: int = 1_024
+    seq_max: int = 4_096
+    dim_max: int = 8_192
+    channels_max: int = 64
+    side_max: int = 4_096  # rows and columns of an image
+    parts_max: int = 8
+    payload_bytes_max: int = 64 << 20
+    header_bytes_max: int = 64 << 10
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 1:
+                raise LocalProtocolError(f"{name} must be positive")
+
+
+@dataclass(frozen=True, slots=True)
+class PartSpec:
+    """Modality, dtype and shape of a part, without its bytes."""
+
+    modality: Modality
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """Product of the shape (exact: Python's integers do not overflow)."""
+        return math.prod(self.shape)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Length of the buffer in bytes."""
+        return payload_bytes(self.dtype, self.elements)
+
+
+@dataclass(frozen=True, slots=True)
+class WireTensor:
+    """A tensor on the wire: `data` is a read-only view of `dtype` × `shape`, row-major.
+
+    Raises `LocalProtocolError` where the buffer's length does not fit. Holds whatever object owns
+    the bytes; that object must not be written while a `WireTensor` of it is in use.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    data: memoryview = field(repr=False)
+
+    def __post_init__(self) -> None:
+        expected = payload_bytes(self.dtype, math.prod(self.shape))
+        if self.data.nbytes != expected:
+            raise LocalProtocolError(f"{self.data.nbytes} bytes for {expected} of {self.shape}")
+
+    @classmethod
+    def from_numpy(cls, array: NDArray[Any], dtype: DType | None = None) -> Self:
+        """A tensor of a numpy array; without a copy unless a conversion or a stride asks for one.
+
+        `dtype` None keeps float32, float16 and int64 and turns other integers into INT64 and other
+        floats into FLOAT32. BFLOAT16 rounds to nearest even; INT8_BLOCK quantises.
+        """
+        chosen = dtype if dtype is not None else _natural_dtype(array.dtype)
+        shape = tuple(int(size) for size in array.shape)
+        match chosen:
+            case DType.BFLOAT16:
+                flat: NDArray[Any] = _bfloat16_bits(np.ascontiguousarray(array, dtype="<f4"))
+            case DType.INT8_BLOCK:
+                flat = _quantised(np.ascontiguousarray(array, dtype="<f4").reshape(-1))
+            case DType.FLOAT32 | DType.FLOAT16 | DType.INT64:
+                flat = np.ascontiguousarray(array, dtype=_NUMPY[chosen])
+        return cls(chosen, shape, _bytes_view(flat))
+
+    @property
+    def payload_bytes(self) -> int:
+        """Length of the buffer in bytes."""
+        return self.data.nbytes
+
+    def to_numpy(self) -> NDArray[Any]:
+        """The values as float32, float16 or int64; BFLOAT16 and INT8_BLOCK widen to float32.
+
+        A read-only view where the dtype is one of numpy's, else a new array.
+        """
+        match self.dtype:
+            case DType.BFLOAT16:
+                bits = self.bits().astype("<u4")
+                return (bits << np.uint32(16)).view("<f4").reshape(self.shape)
+            case DType.INT8_BLOCK:
+                return _dequantised(self.data, math.prod(self.shape)).reshape(self.shape)
+            case DType.FLOAT32 | DType.FLOAT16 | DType.INT64:
+                array = np.frombuffer(self.data, dtype=_NUMPY[self.dtype]).reshape(self.shape)
+                array.flags.writeable = False
+                return array
+
+    def bits(self) -> NDArray[np.uint16]:
+        """A view of the 16-bit patterns of a BFLOAT16 or FLOAT16 tensor, in its shape."""
+        if ITEM_BYTES.get(self.dtype) != 2:
+            raise LocalProtocolError(f"{self.dtype.name} has no 16-bit patterns")
+        return np.frombuffer(self.data, dtype="<u2").reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One input or output: a tensor and what it means."""
+
+    modality: Modality
+    tensor: WireTensor
+
+    @property
+    def spec(self) -> PartSpec:
+        """The part without its bytes."""
+        return PartSpec(self.modality, self.tensor.dtype, self.tensor.shape)
+
+
+def payload_bytes(dtype: DType, elements: int) -> int:
+    """Length in bytes of `elements` of `dtype`."""
+    if dtype is DType.INT8_BLOCK:
+        return elements + SCALE_BYTES * -(-elements // BLOCK_ELEMENTS)
+    return elements * ITEM_BYTES[dtype]
+
+
+def check_spec(spec: PartSpec, limits: Limits) -> None:
+    """Rank, dimensions and dtype of one part; raises `RemoteProtocolError`.
+
+    Nothing has been allocated yet, so that a lie costs the receiver only this look.
+    """
+    if len(spec.shape) != RANKS[spec.modality]:
+        raise _shape_fault(spec, f"rank {RANKS[spec.modality]} expected")
+    bounds: tuple[int, ...]
+    match spec.modality:
+        case Modality.TEXT:
+            bounds = (limits.batch_max, limits.seq_max)
+        case Modality.IMAGE:
+            sides = (limits.channels_max, limits.side_max, limits.side_max)
+            bounds = (limits.batch_max, limits.seq_max, *sides)
+        case Modality.SPEECH:
+            bounds = (limits.batch_max, limits.seq_max, SPEECH_SAMPLES)
+        case Modality.TENSOR:
+            bounds = (limits.batch_max, limits.seq_max, limits.dim_max)
+    for size, bound in zip(spec.shape, bounds, strict=True):
+        if not 1 <= size <= bound:
+            raise _shape_fault(spec, f"a dimension is not within 1..{bound}")
+    if spec.modality is Modality.SPEECH and spec.shape[2] != SPEECH_SAMPLES:
+        raise _shape_fault(spec, f"{SPEECH_SAMPLES} samples per step expected")
+    if spec.dtype not in DTYPES[spec.modality]:
+        detail = f"{spec.dtype.name} is not a dtype of {spec.modality.name}"
+        raise RemoteProtocolError(FailureCode.BAD_DTYPE, detail)
+
+
+def check_specs(specs: Sequence[PartSpec], limits: Limits) -> None:
+    """All parts of a request: each one, one batch size, seq in sum and bytes in total."""
+    if not 1 <= len(specs) <= limits.parts_max:
+        detail = f"{len(specs)} parts, 1..{limits.parts_max} expected"
+        raise RemoteProtocolError(FailureCode.MALFORMED, detail)
+    for spec in specs:
+        check_spec(spec, limits)
+    if any(spec.shape[0] != specs[0].shape[0] for spec in specs):
+        raise _shape_fault(specs[0], "the parts differ in batch size")
+    if sum(spec.shape[1] for spec in specs) > limits.seq_max:
+        raise _shape_fault(specs[0], f"more than {limits.seq_max} steps in sum")
+    total_bytes = sum(spec.payload_bytes for spec in specs)
+    if total_bytes > limits.payload_bytes_max:
+        detail = f"{total_bytes} bytes, {limits.payload_bytes_max} allowed"
+        raise RemoteProtocolError(FailureCode.TOO_LARGE, detail)
+
+
+def check_values(part: Part, *, vocabulary: int = VOCABULARY_MAX) -> None:
+    """Token ids in range, floats finite and bounded; raises `RemoteProtocolError` (BAD_VALUE)."""
+    tensor = part.tensor
+    fits: bool
+    match tensor.dtype:
+        case DType.INT64:
+            tokens = tensor.to_numpy()
+            fits = bool(tokens.min() >= 0 and tokens.max() < vocabulary)
+        case DType.FLOAT32:
+            bound = SPEECH_VALUE_MAX if part.modality is Modality.SPEECH else VALUE_MAX
+            values = tensor.to_numpy()  # min and max propagate NaN, which fails both comparisons
+            fits = bool(values.min() >= -bound and values.max() <= bound)
+        case DType.FLOAT16:
+            fits = _magnitude_max(tensor) <= _FLOAT16_MAGNITUDE_MAX
+        case DType.BFLOAT16:
+            fits = _magnitude_max(tensor) <= _BFLOAT16_MAGNITUDE_MAX
+        case DType.INT8_BLOCK:
+            blocks = -(-math.prod(tensor.shape) // BLOCK_ELEMENTS)
+            scales = np.frombuffer(tensor.data, dtype="<f4", count=blocks)
+            fits = bool(scales.min() >= 0 and scales.max() <= VALUE_MAX / 128)
+    if not fits:
+        detail = f"a value of {part.modality.name} {tensor.dtype.name} is out of range"
+        raise RemoteProtocolError(FailureCode.BAD_VALUE, detail)
+
+
+def output_shape(specs: Sequence[PartSpec]) -> tuple[int, int]:
+    """(bs, seq) of the answer to `specs`: seq is the sum over the parts, joined in order."""
+    return specs[0].shape[0], sum(spec.shape[1] for spec in specs)
+
+
+def gradient_specs(specs: Sequence[PartSpec]) -> tuple[PartSpec, ...]:
+    """The parts that have an input gradient: all but TEXT, whose ids are not differentiable."""
+    return tuple(spec for spec in specs if spec.modality is not Modality.TEXT)
+
+
+def _shape_fault(spec: PartSpec, detail: str) -> RemoteProtocolError:
+    # A hostile shape may have thousands of dimensions of 20 digits: show few of them.
+    shown = ", ".join(str(size) for size in spec.shape[:6])
+    text = f"{spec.modality.name} [{shown}]: {detail}"
+    return RemoteProtocolError(FailureCode.BAD_SHAPE, text)
+
+
+def _natural_dtype(dtype: np.dtype[Any]) -> DType:
+    if dtype == np.float16:
+        return DType.FLOAT16
+    if np.issubdtype(dtype, np.integer):
+        return DType.INT64
+    if np.issubdtype(dtype, np.floating):
+        return DType.FLOAT32
+    raise LocalProtocolError(f"no wire dtype for numpy's {dtype}")
+
+
+def _bytes_view(array: NDArray[Any]) -> memoryview:
+    if array.size == 0:
+        raise LocalProtocolError("an empty tensor has no representation")
+    return array.reshape(-1).data.cast("B").toreadonly()
+
+
+def _magnitude_max(tensor: WireTensor) -> int:
+    # Without the sign bit, patterns order as magnitudes do; infinities and NaN lie above all.
+    return int((tensor.bits() & np.uint16(0x7FFF)).max())
+
+
+def _bfloat16_bits(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    bits = values.view("<u4")
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> 16
+    # Rounding would carry a NaN's low payload bits into the exponent; keep it a quiet NaN.
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
+    return np.where(np.isnan(values), quiet, rounded).astype("<u2")
+
+
+def _quantised(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    blocks = -(-values.size // BLOCK_ELEMENTS)
+    padded = np.zeros(blocks * BLOCK_ELEMENTS, dtype="<f4")
+    padded[: values.size] = values
+    grid = padded.reshape(blocks, BLOCK_ELEMENTS)
+    scales = (np.abs(grid).max(axis=1) / np.float32(127)).astype("<f4")
+    divisors = np.where(scales > 0, scales, np.float32(1))
+    steps = np.rint(grid / divisors[:, None]).clip(-127, 127).astype(np.int8)
+    return np.concatenate([scales.view(np.uint8), steps.reshape(-1)[: values.size].view(np.uint8)])
+
+
+def _dequantised(data: memoryview, elements: int) -> NDArray[np.float32]:
+    blocks = -(-elements // BLOCK_ELEMENTS)
+    scales = np.frombuffer(data, dtype="<f4", count=blocks)
+    steps = np.frombuffer(data, dtype=np.int8, offset=SCALE_BYTES * blocks, count=elements)
+    values: NDArray[np.float32] = steps.astype("<f4")
+    values *= np.repeat(scales, BLOCK_ELEMENTS)[:elements]
+    return values
