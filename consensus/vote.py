@@ -12,14 +12,24 @@ the set is bound, so that a signature never counts in a set of the same epoch co
 from __future__ import annotations
 
 import enum
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeVar
 
 from consensus.codec import Reader, Writer
-from consensus.crypto import Domain, signing_bytes, tagged_hash
+from consensus.crypto import Domain, H, Verifier
 from consensus.errors import DecodeError
-from consensus.types import AccountId, ChainId, Digest, Epoch, PublicKey, Signature, View
+from consensus.types import (
+    ZERO_DIGEST,
+    AccountId,
+    ChainId,
+    Digest,
+    Epoch,
+    PeerKey,
+    Signature,
+    View,
+)
 
 VOTERS_MAX = 128
 """Members of a voter set: 67 x 56 us a certificate at 100 members is what two cores carry."""
@@ -27,11 +37,10 @@ VOTERS_MAX = 128
 POWER_TOTAL_MAX = 2**63 - 1
 """Total power of a set; issued stake is below 2**55, so this is never reached honestly."""
 
-NO_BLOCK = Digest(bytes(32))
+NO_BLOCK = ZERO_DIGEST
 """The block hash of a NULLIFY vote: it names a view only."""
 
-Verify: TypeAlias = Callable[[PublicKey, bytes, Signature], bool]
-"""``verify(public_key, signed_bytes, signature)``: a port, so that a simulation can be cheap."""
+T = TypeVar("T")
 
 
 class VoteKind(enum.IntEnum):
@@ -47,7 +56,7 @@ class Voter:
     """A member of a set: its account, the peer key that signs, its power (at least 1)."""
 
     account: AccountId
-    peer_key: PublicKey
+    peer_key: PeerKey
     power: int
 
 
@@ -62,14 +71,14 @@ class VoterSet:
     voters: tuple[Voter, ...]
     total: int = field(init=False)
     hash: Digest = field(init=False)
-    _index_of_key: Mapping[PublicKey, int] = field(init=False, repr=False, compare=False)
+    _index_of_key: Mapping[PeerKey, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         accounts = [voter.account for voter in self.voters]
         index_of_key = {voter.peer_key: index for index, voter in enumerate(self.voters)}
         if not 1 <= len(accounts) <= VOTERS_MAX:
             raise ValueError(f"a voter set has 1 to {VOTERS_MAX} members, not {len(accounts)}")
-        if any(a >= b for a, b in zip(accounts, accounts[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(accounts)):
             raise ValueError("voters are not in strictly ascending order of account")
         if len(index_of_key) != len(accounts):
             raise ValueError("a peer key occurs twice in the voter set")
@@ -79,7 +88,7 @@ class VoterSet:
         if total > POWER_TOTAL_MAX:
             raise ValueError("total power out of range")
         object.__setattr__(self, "total", total)
-        object.__setattr__(self, "hash", tagged_hash("vset", self.encode()))
+        object.__setattr__(self, "hash", H(b"vset", self.encode()))
         object.__setattr__(self, "_index_of_key", index_of_key)
 
     @property
@@ -87,7 +96,7 @@ class VoterSet:
         """The least power that is more than two thirds of the total."""
         return quorum(self.total)
 
-    def index_of(self, peer_key: PublicKey) -> int | None:
+    def index_of(self, peer_key: PeerKey) -> int | None:
         """The index of the voter that signs with `peer_key`, None for a stranger."""
         return self._index_of_key.get(peer_key)
 
@@ -107,10 +116,10 @@ class VoterSet:
         writer.u64(self.epoch)
         writer.u16(len(self.voters))
         for voter in self.voters:
-            writer.fixed(voter.account)
-            writer.fixed(voter.peer_key)
+            writer.fixed(voter.account, 32)
+            writer.fixed(voter.peer_key, 32)
             writer.u64(voter.power)
-        return writer.finish()
+        return writer.done()
 
     @classmethod
     def read(cls, reader: Reader) -> VoterSet:
@@ -122,7 +131,7 @@ class VoterSet:
         voters = tuple(
             Voter(
                 account=AccountId(reader.fixed(32)),
-                peer_key=PublicKey(reader.fixed(32)),
+                peer_key=PeerKey(reader.fixed(32)),
                 power=reader.u64(),
             )
             for _ in range(count)
@@ -148,9 +157,9 @@ class Ballot:
         if self.view < 1:
             raise ValueError("view 0 is the root of the epoch and is never voted on")
 
-    def signed_bytes(self, chain_id: ChainId, vset_hash: Digest) -> bytes:
-        """The bytes that a voter of the set `vset_hash` signs."""
-        return signing_bytes(Domain.VOTE, chain_id, self.encode() + vset_hash)
+    def payload(self, vset_hash: Digest) -> bytes:
+        """What a voter of the set `vset_hash` signs in Domain.VOTE: encoding, then the set."""
+        return self.encode() + vset_hash
 
     def encode(self) -> bytes:
         """Canonical bytes: kind u8, epoch u64, view u64, block hash (32)."""
@@ -158,8 +167,8 @@ class Ballot:
         writer.u8(self.kind)
         writer.u64(self.epoch)
         writer.u64(self.view)
-        writer.fixed(self.block_hash)
-        return writer.finish()
+        writer.fixed(self.block_hash, 32)
+        return writer.done()
 
     @classmethod
     def read(cls, reader: Reader) -> Ballot:
@@ -180,7 +189,7 @@ class Vote:
     """A ballot signed by the peer key `signer`."""
 
     ballot: Ballot
-    signer: PublicKey
+    signer: PeerKey
     signature: Signature
 
     def encode(self) -> bytes:
@@ -192,14 +201,14 @@ class Vote:
         """The next vote of `reader`. Raises DecodeError."""
         return cls(
             ballot=Ballot.read(reader),
-            signer=PublicKey(reader.fixed(32)),
+            signer=PeerKey(reader.fixed(32)),
             signature=Signature(reader.fixed(64)),
         )
 
     @classmethod
     def decode(cls, data: bytes) -> Vote:
         """The vote that `data` is exactly. Raises DecodeError."""
-        return _whole(data, cls.read)
+        return decode_whole(data, cls.read)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,9 +229,9 @@ class Certificate:
             raise ValueError(f"a set of {self.voter_count} voters")
         if len(self.signers) != len(self.signatures):
             raise ValueError("not one signature for each signer")
-        if any(a >= b for a, b in zip(self.signers, self.signers[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(self.signers)):
             raise ValueError("signers are not strictly ascending")
-        if self.signers and not (0 <= self.signers[0] and self.signers[-1] < self.voter_count):
+        if self.signers and (self.signers[0] < 0 or self.signers[-1] >= self.voter_count):
             raise ValueError("a signer outside the set")
 
     @property
@@ -243,15 +252,15 @@ class Certificate:
     def encode(self) -> bytes:
         """Canonical bytes: ballot, set size u16, bitmap (bit i of byte i // 8), signatures."""
         writer = Writer()
-        writer.fixed(self.ballot.encode())
+        writer.raw(self.ballot.encode())
         writer.u16(self.voter_count)
         bitmap = bytearray((self.voter_count + 7) // 8)
         for index in self.signers:
             bitmap[index // 8] |= 1 << (index % 8)
-        writer.fixed(bytes(bitmap))
+        writer.raw(bytes(bitmap))
         for signature in self.signatures:
-            writer.fixed(signature)
-        return writer.finish()
+            writer.fixed(signature, 64)
+        return writer.done()
 
     @classmethod
     def read(cls, reader: Reader) -> Certificate:
@@ -270,7 +279,7 @@ class Certificate:
     @classmethod
     def decode(cls, data: bytes) -> Certificate:
         """The certificate that `data` is exactly. Raises DecodeError."""
-        return _whole(data, cls.read)
+        return decode_whole(data, cls.read)
 
 
 def quorum(total: int) -> int:
@@ -278,35 +287,36 @@ def quorum(total: int) -> int:
     return 2 * total // 3 + 1
 
 
-def vote_is_valid(vote: Vote, voters: VoterSet, chain_id: ChainId, verify: Verify) -> bool:
+def vote_is_valid(vote: Vote, voters: VoterSet, chain_id: ChainId, verifier: Verifier) -> bool:
     """Whether a member of `voters` signed this ballot of this epoch."""
     if vote.ballot.epoch != voters.epoch or voters.index_of(vote.signer) is None:
         return False
-    return verify(vote.signer, vote.ballot.signed_bytes(chain_id, voters.hash), vote.signature)
+    payload = vote.ballot.payload(voters.hash)
+    return verifier.verify(vote.signer, Domain.VOTE, chain_id, payload, vote.signature)
 
 
 def signatures_are_valid(
-    certificate: Certificate, voters: VoterSet, chain_id: ChainId, verify: Verify
+    certificate: Certificate, voters: VoterSet, chain_id: ChainId, verifier: Verifier
 ) -> bool:
     """Whether it is of this set and every signature holds; says nothing about a quorum."""
     if certificate.ballot.epoch != voters.epoch or certificate.voter_count != len(voters):
         return False
-    signed = certificate.ballot.signed_bytes(chain_id, voters.hash)
+    payload = certificate.ballot.payload(voters.hash)
     return all(
-        verify(voters.voters[index].peer_key, signed, signature)
-        for index, signature in zip(certificate.signers, certificate.signatures, strict=True)
+        verifier.verify(voters.voters[i].peer_key, Domain.VOTE, chain_id, payload, signature)
+        for i, signature in zip(certificate.signers, certificate.signatures, strict=True)
     )
 
 
 def certificate_is_valid(
-    certificate: Certificate, voters: VoterSet, chain_id: ChainId, verify: Verify
+    certificate: Certificate, voters: VoterSet, chain_id: ChainId, verifier: Verifier
 ) -> bool:
     """Whether it is of this set, carries a quorum of its power, and every signature holds."""
     return (
         certificate.ballot.epoch == voters.epoch
         and certificate.voter_count == len(voters)
         and voters.power_of(certificate.signers) >= voters.quorum
-        and signatures_are_valid(certificate, voters, chain_id, verify)
+        and signatures_are_valid(certificate, voters, chain_id, verifier)
     )
 
 
@@ -321,3 +331,11 @@ def certificate_of(
         signers=signers,
         signatures=tuple(signatures[index] for index in signers),
     )
+
+
+def decode_whole(data: bytes, read: Callable[[Reader], T]) -> T:
+    """What `read` finds in `data` and nothing more. Raises DecodeError."""
+    reader = Reader(data)
+    value = read(reader)
+    reader.end()
+    return value
