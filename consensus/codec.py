@@ -161,7 +161,7 @@ class Reader:
         return self._take(self._bounded(self.u32(), size_max))
 
     def count(self, value: int, value_max: int) -> int:
-        """`value`, just read, when it is at most `value_max`: the bound of a loop over their data."""
+        """`value`, just read, when at most `value_max`: the bound of a loop over their data."""
         return self._bounded(value, value_max)
 
     def remaining(self) -> int:

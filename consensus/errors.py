@@ -104,7 +104,7 @@ class DecodeError(Refused):
 
 
 class InvalidTransaction(Refused):
-    """A transaction may not be executed on this state; `reason` is stable, `detail` is for people."""
+    """A transaction may not be executed here; `reason` is stable, `detail` is for people."""
 
     def __init__(self, reason: TransactionFault, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else str(reason))
