@@ -107,7 +107,7 @@ def voting_power(stake_locked: int, scaling: int) -> int:
 
 
 def next_voter_set(candidates: Iterable[Candidate], current: VoterSet) -> VoterSet:
-    """The set of the epoch after `current`: at most VOTERS_MAX by power (ties to the lower account).
+    """The set of the epoch after `current`: at most VOTERS_MAX, by power, then account.
 
     When nobody qualifies the old members stay: a chain without voters could never have any again.
     """
@@ -128,21 +128,22 @@ def next_voter_set(candidates: Iterable[Candidate], current: VoterSet) -> VoterS
 def cap_powers(powers: Sequence[int]) -> list[int]:
     """With four or more members, cut the largest to ``max(1, others // 2 - 1)`` until it fits.
 
-    Keeps the order of `powers`; among equal ones the first is cut first. When the largest fits,
-    every other does: its cap is no lower and its power no higher. Each cut at least halves the
-    excess, and at most two members at a time can exceed, so the loop is logarithmic.
+    Keeps the order of `powers` (each at least 1). Cutting one by one could take as many steps as
+    there are base units (three equal members and a tiny one), so this goes to the end at once:
+    cutting is monotone, hence ends in the greatest powers that fit, whatever the order; there all
+    cut members share the level c, the largest with ``c <= (total - 2) // 3``, and none is above it.
     """
-    capped = list(powers)
-    if len(capped) < CAPPED_FROM_MEMBERS:
-        return capped
-    total = sum(capped)
-    while True:
-        largest = max(range(len(capped)), key=lambda index: (capped[index], -index))
-        cap = max(1, (total - capped[largest]) // 2 - 1)
-        if capped[largest] <= cap:
-            return capped
-        total -= capped[largest] - cap
-        capped[largest] = cap
+    if len(powers) < CAPPED_FROM_MEMBERS:
+        return list(powers)
+    first, second, third, *smaller = sorted(powers, reverse=True)
+    rest = sum(smaller)
+    if first <= (second + third + rest) // 2 - 1:
+        return list(powers)
+    alone = (second + third + rest - 2) // 2
+    level = alone if alone >= second else third + rest - 2
+    if rest < 2:  # four members, one of power 1: nothing above it fits
+        level = 1
+    return [min(power, max(1, level)) for power in powers]
 
 
 def jailed_voters(
