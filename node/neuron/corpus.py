@@ -14,6 +14,7 @@ from node.errors import DataError
 
 HELD_OUT_FRACTION = 16  # the last sixteenth of the text is for measuring only
 SHARD_FRACTION = 4  # a peer trains on a quarter of the rest
+SHARD_BYTES_MIN = 1_024  # a shard is never shorter than a few windows
 TEXT_BYTES_MIN = 8_192  # below this, neither part fills a batch
 TEXT_BYTES_MAX = 1 << 30
 
@@ -38,12 +39,11 @@ class Corpus:
         return _windows(self.held_out, starts, length)
 
 
-def load_corpus(path: Path | None, *, shard: bytes) -> Corpus:
-    """Load the text file at `path`, or the standard library's help topics, and cut the part of
-    `shard`.
+def load_corpus(path: Path | None, *, key: bytes, shard: tuple[int, int] | None = None) -> Corpus:
+    """Load the text file at `path`, or the standard library's help topics, and cut a part of it.
 
-    `shard` is any name (the peer key): it places the training window. Raises `DataError` when the
-    file is missing, unreadable, too short or too long.
+    The part is the `shard` (index from 0, count), or a quarter placed by `key`, the peer's name.
+    Raises `DataError` when the file is missing, unreadable, too short or too long.
     """
     name, text = (
         ("pydoc_data.topics", _default_text()) if path is None else (str(path), _read(path))
@@ -52,8 +52,12 @@ def load_corpus(path: Path | None, *, shard: bytes) -> Corpus:
         raise DataError(f"data file {name}: {len(text)} bytes, at least {TEXT_BYTES_MIN:,} needed")
     data = np.frombuffer(text, dtype=np.uint8)
     cut = len(data) - len(data) // HELD_OUT_FRACTION
-    start = int.from_bytes(shard[-8:], "big") % cut
-    train = np.roll(data[:cut], -start)[: cut // SHARD_FRACTION]
+    if shard is None:
+        start, length = int.from_bytes(key[-8:], "big") % cut, cut // SHARD_FRACTION
+    else:
+        index, count = shard
+        start, length = index * cut // count, max(cut // count, SHARD_BYTES_MIN)
+    train = np.roll(data[:cut], -start)[:length]
     return Corpus(name=name, train=train, held_out=data[cut:])
 
 
