@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from blake3 import blake3
@@ -125,7 +126,7 @@ def verify_range(root: Digest, entries: Sequence[tuple[bytes, bytes]], proof: Ra
     low, count = proof.first, proof.count
     if not level or low < 0 or low + len(level) > count:
         return False
-    if any(a >= b for (a, _), (b, _) in zip(entries, entries[1:], strict=False)):
+    if any(a >= b for (a, _), (b, _) in pairwise(entries)):
         return False
     left, right = list(proof.left), list(proof.right)
     while count > 1:
@@ -191,7 +192,7 @@ def _with_leaves(levels: list[list[bytes]], leaves: Mapping[int, bytes]) -> list
     for index, hashed in leaves.items():
         out[0][index] = hashed
     touched = sorted(leaves)
-    for below, above in zip(out, out[1:], strict=False):
+    for below, above in pairwise(out):
         touched = sorted({index // 2 for index in touched})
         for index in touched:
             if 2 * index + 1 < len(below):
