@@ -1,0 +1,101 @@
+"""The seam under the switch: what a transport gives, whether it is sockets or one process.
+
+The rule: a connection is finished before anyone above sees it: encrypted, multiplexed, and its peer id
+proved. The transport owns the tasks that read it; the switch above owns what it means.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+
+from p2p.identity import PeerId
+from p2p.multiaddress import Address
+from p2p.network import Direction
+
+
+class RawStream(trio.abc.HalfCloseableStream):
+    """One multiplexed stream that does not yet speak a protocol; errors are those of `Stream`."""
+
+    @abstractmethod
+    async def reset(self) -> None:
+        """End both directions at once. Idempotent."""
+
+
+class Connection(ABC):
+    """One finished connection to one peer. Compared and hashed by identity."""
+
+    @property
+    @abstractmethod
+    def peer_id(self) -> PeerId:
+        """Who proved to be at the other end."""
+
+    @property
+    @abstractmethod
+    def direction(self) -> Direction:
+        """Who dialled."""
+
+    @property
+    @abstractmethod
+    def remote(self) -> Address:
+        """The other end of the socket, without a peer id."""
+
+    @property
+    @abstractmethod
+    def is_closed(self) -> bool:
+        """Whether no stream can be opened any more."""
+
+    @abstractmethod
+    async def open_stream(self) -> RawStream:
+        """A new stream; `StreamReset` when the connection is gone, `LimitExceeded` when full."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Reset every stream, and close. Idempotent; closed even when cancelled."""
+
+
+class ConnectionSink(Protocol):
+    """What a transport tells the switch; the switch implements it."""
+
+    def connected(self, connection: Connection) -> None:
+        """A connection of either direction is finished, and no stream of it has been passed yet.
+
+        Raises:
+            LimitExceeded, NetworkClosed: it is not wanted; the transport closes it.
+        """
+        ...
+
+    def disconnected(self, connection: Connection) -> None:
+        """A connection that was accepted is gone. Called once."""
+        ...
+
+    async def stream_opened(self, connection: Connection, stream: RawStream) -> None:
+        """Serve one inbound stream in a task of the transport; never raises but when cancelled."""
+        ...
+
+
+class Transport(Protocol):
+    """Makes connections. Opened and closed by whoever composes it with a switch."""
+
+    @property
+    def listening(self) -> tuple[Address, ...]:
+        """Where it listens now, with real ports, without peer ids."""
+        ...
+
+    async def listen(self, addresses: Sequence[Address]) -> None:
+        """Listen on every address, or on none; `PortInUse` or `MalformedAddress` when one fails."""
+        ...
+
+    async def dial(self, address: Address) -> Connection:
+        """Connect to the peer that `address` names; the sink has been told when this returns.
+
+        Raises:
+            DialFailed, PeerMismatch, LimitExceeded: there is no connection, and no task is left.
+        """
+        ...
+
+
+__all__ = ["Connection", "ConnectionSink", "RawStream", "Transport"]

@@ -1,0 +1,439 @@
+"""The switch: which peers are connected, who serves what, and the guard around every stranger.
+
+The rule: whatever a peer sends ends at most its own stream or connection, and is counted. Handlers run
+behind one guard; connections, streams, negotiations, dials, bans and addresses are bounded by
+`Limits`. It runs on any `Transport`: sockets (`p2p.backend`) or one process (`p2p.memory`).
+
+Policies: a peer may hold `CONNECTIONS_PER_PEER_MAX` connections (two peers that dial each other at
+once end with two) and streams open on the newest. Full of connections, inbound ones are refused
+first: `OUTBOUND_SHARE` of the places is kept for our own dials.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import trio
+
+from p2p import identify
+from p2p.address_book import AddressBook
+from p2p.connection import Connection, RawStream, Transport
+from p2p.dialing import Dialer
+from p2p.errors import (
+    DialFailed,
+    LimitExceeded,
+    MalformedAddress,
+    NetworkClosed,
+    NetworkError,
+    NotConnected,
+    ProtocolViolation,
+    StreamError,
+)
+from p2p.identity import PeerId
+from p2p.limits import Limits
+from p2p.multiaddress import Address
+from p2p.multistream import NegotiatedStream, propose, propose_optimistically, respond
+from p2p.network import Direction, PeerConnected, PeerDisconnected, Stream, StreamHandler
+from p2p.peer_watch import PeerWatchers
+from p2p.ping import PING, answer_pings
+from p2p.switch import PeerIdentified, SwitchEvent
+
+CONNECTIONS_PER_PEER_MAX = 4
+"""Two for a simultaneous dial, and two more while lost ones have not been noticed yet."""
+
+OUTBOUND_SHARE = 0.25
+"""Of `connections_max`: so that strangers can never keep us from reaching whom we want."""
+
+IDENTIFY_TIMEOUT_S = 10.0
+"""A peer that does not say what it speaks in that time is asked by plain negotiation instead."""
+
+_log = logging.getLogger(__name__)
+
+
+class Switchboard:
+    """A `p2p.switch.Switch` on a transport. One task tree owns it; see `open_switchboard`."""
+
+    def __init__(self, peer_id: PeerId, limits: Limits, nursery: trio.Nursery) -> None:
+        self._peer_id = peer_id
+        self._limits = limits
+        self._nursery = nursery
+        self._transport: Transport | None = None
+        self._dialer: Dialer | None = None
+        self._is_closed = False
+        self._connections: dict[PeerId, list[Connection]] = {}
+        self._handlers: dict[str, StreamHandler] = {}
+        self._protocols: dict[PeerId, frozenset[str]] = {}
+        self._streams: Counter[Connection] = Counter()
+        self._negotiating: Counter[Connection] = Counter()
+        self._bans: dict[PeerId, float] = {}
+        self._watchers = PeerWatchers()
+        self._counters: Counter[str] = Counter()
+        self.book = AddressBook(
+            peers_max=limits.address_book_peers_max,
+            addresses_per_peer_max=limits.addresses_per_peer_max,
+        )
+        self._handlers[PING] = answer_pings
+        self._handlers[identify.IDENTIFY] = self._tell_identity
+        self._handlers[identify.IDENTIFY_PUSH] = self._hear_identity
+
+    # What it is
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._peer_id
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def listening(self) -> tuple[Address, ...]:
+        """Where the transport listens, as full addresses."""
+        if self._transport is None:
+            return ()
+        return tuple(address.with_peer(self._peer_id) for address in self._transport.listening)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(str(address) for address in self.listening)
+
+    @property
+    def peers(self) -> frozenset[PeerId]:
+        return frozenset(self._connections)
+
+    def counters(self) -> dict[str, int]:
+        return dict(self._counters)
+
+    def count(self, name: str) -> None:
+        """Add one to a counter."""
+        self._counters[name] += 1
+
+    def direction_of(self, peer_id: PeerId) -> Direction | None:
+        """Who dialled the oldest connection to a peer; None when it is not connected."""
+        connections = self._connections.get(peer_id)
+        return connections[0].direction if connections else None
+
+    def remote_address_of(self, peer_id: PeerId) -> str | None:
+        connections = self._connections.get(peer_id)
+        return str(connections[-1].remote) if connections else None
+
+    def protocols_of(self, peer_id: PeerId) -> frozenset[str]:
+        return self._protocols.get(peer_id, frozenset())
+
+    def add_addresses(self, peer_id: PeerId, addresses: Iterable[str]) -> None:
+        self.book.add(peer_id, addresses)
+
+    def addresses_of(self, peer_id: PeerId) -> tuple[str, ...]:
+        return tuple(str(address) for address in self.book.of(peer_id))
+
+    def watch_peers(self) -> AbstractAsyncContextManager[trio.abc.ReceiveChannel[SwitchEvent]]:
+        return self._watchers.watch()
+
+    # Connecting
+
+    async def listen(self, addresses: Sequence[str]) -> None:
+        """Listen on every address, or on none; `MalformedAddress`, `PortInUse`."""
+        if self._transport is None:
+            raise NetworkClosed
+        await self._transport.listen([Address.parse(text) for text in addresses])
+        self._nursery.start_soon(self._push_identity)
+
+    async def connect(self, address: str) -> PeerId:
+        target = address if isinstance(address, PeerId) else None
+        addresses: tuple[Address, ...]
+        if target is None:
+            parsed = Address.parse(address)
+            if parsed.peer_id is None:
+                raise MalformedAddress(f"{address!r} does not end in /p2p/ID")
+            target, addresses = parsed.peer_id, (parsed,)
+        else:
+            addresses = self.book.of(target)
+        if target == self._peer_id:
+            raise MalformedAddress(f"{address!r} is this peer itself")
+        if target in self._connections:
+            return target
+        if not addresses:
+            raise NotConnected(f"no address of {target} is known")
+        if self._dialer is None or self._is_closed:
+            raise NetworkClosed
+        self._counters["dials"] += 1
+        try:
+            await self._dialer.dial(target, addresses, lambda: target in self._connections)
+        except DialFailed:
+            self._counters["dials_failed"] += 1
+            raise
+        return target
+
+    async def disconnect(self, peer_id: PeerId) -> None:
+        for connection in tuple(self._connections.get(peer_id, ())):
+            await connection.aclose()
+
+    def ban(self, peer_id: PeerId, *, duration_s: float | None = None) -> None:
+        if self._is_closed:
+            return
+        duration_s = self._limits.ban_s if duration_s is None else duration_s
+        self._bans.pop(peer_id, None)
+        self._bans[peer_id] = trio.current_time() + duration_s
+        if len(self._bans) > self._limits.bans_max:
+            del self._bans[min(self._bans, key=self._bans.__getitem__)]
+        self._counters["bans"] += 1
+        self._nursery.start_soon(self.disconnect, peer_id)
+
+    def is_banned(self, peer_id: PeerId) -> bool:
+        """Whether the peer is refused now."""
+        until_s = self._bans.get(peer_id)
+        if until_s is None:
+            return False
+        if trio.current_time() < until_s:
+            return True
+        del self._bans[peer_id]
+        return False
+
+    # Streams
+
+    @asynccontextmanager
+    async def open_stream(
+        self, peer_id: PeerId, *protocols: str, dial: bool = True
+    ) -> AsyncIterator[Stream]:
+        if not protocols:
+            raise ValueError("a stream needs at least one protocol")
+        stream = await self._open_stream(peer_id, protocols, dial=dial)
+        try:
+            yield stream
+        except BaseException:
+            await _reset(stream)
+            raise
+        await stream.aclose()
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        if protocol in self._handlers:
+            raise ValueError(f"{protocol!r} is served already")
+        if len(protocol.encode()) > self._limits.protocol_id_bytes_max:
+            raise ValueError(f"a protocol id of {len(protocol)} characters")
+        self._handlers[protocol] = handler
+        self._nursery.start_soon(self._push_identity)
+
+    def unserve(self, protocol: str) -> None:
+        if self._handlers.pop(protocol, None) is not None and not self._is_closed:
+            self._nursery.start_soon(self._push_identity)
+
+    async def _open_stream(
+        self, peer_id: PeerId, protocols: tuple[str, ...], *, dial: bool
+    ) -> NegotiatedStream:
+        if peer_id not in self._connections:
+            if not dial:
+                raise NotConnected(f"{peer_id} is not connected")
+            await self.connect(peer_id)
+        raw = await self._newest_connection(peer_id).open_stream()
+        known = self._protocols.get(peer_id)
+        if known is not None:
+            chosen = next((protocol for protocol in protocols if protocol in known), None)
+            if chosen is not None:
+                return propose_optimistically(raw, peer_id, chosen)
+        try:
+            with trio.fail_after(self._limits.negotiation_timeout_s):
+                return await propose(raw, peer_id, protocols)
+        except trio.TooSlowError as error:
+            await _reset(raw)
+            raise ProtocolViolation("the peer did not negotiate in time") from error
+        except BaseException:
+            await _reset(raw)
+            raise
+
+    def _newest_connection(self, peer_id: PeerId) -> Connection:
+        for connection in reversed(self._connections.get(peer_id, ())):
+            if not connection.is_closed:
+                return connection
+        raise NotConnected(f"the connection to {peer_id} has just been lost")
+
+    # What the transport tells (ConnectionSink)
+
+    def connected(self, connection: Connection) -> None:
+        """Take a finished connection in, or refuse it; see `ConnectionSink`."""
+        peer_id = connection.peer_id
+        connections = self._connections.get(peer_id, [])
+        if self._is_closed:
+            raise NetworkClosed
+        if self.is_banned(peer_id):
+            self._refuse("ban_s", self._limits.ban_s)
+        if len(connections) >= CONNECTIONS_PER_PEER_MAX:
+            self._refuse("CONNECTIONS_PER_PEER_MAX", CONNECTIONS_PER_PEER_MAX)
+        total = sum(len(each) for each in self._connections.values())
+        places = self._limits.connections_max
+        if connection.direction is Direction.INBOUND:
+            places -= int(places * OUTBOUND_SHARE)
+        if total >= places:
+            self._refuse("connections_max", self._limits.connections_max)
+        self._connections[peer_id] = [*connections, connection]
+        self._counters[f"connections_{connection.direction.value}"] += 1
+        if not connections:
+            self._watchers.tell(
+                PeerConnected(
+                    peer_id=peer_id,
+                    direction=connection.direction,
+                    address=str(connection.remote),
+                )
+            )
+            self._nursery.start_soon(self._ask_identity, peer_id)
+
+    def disconnected(self, connection: Connection) -> None:
+        """Forget a connection; see `ConnectionSink`."""
+        peer_id = connection.peer_id
+        remaining = [c for c in self._connections.get(peer_id, ()) if c is not connection]
+        self._streams.pop(connection, None)
+        self._negotiating.pop(connection, None)
+        if remaining:
+            self._connections[peer_id] = remaining
+        elif self._connections.pop(peer_id, None) is not None:
+            self._protocols.pop(peer_id, None)
+            self._watchers.tell(PeerDisconnected(peer_id=peer_id))
+
+    async def stream_opened(self, connection: Connection, stream: RawStream) -> None:
+        """The guard: negotiate and serve one inbound stream; see `ConnectionSink`."""
+        limits = self._limits
+        is_over = (
+            self._streams[connection] >= limits.streams_per_connection_max
+            or self._negotiating[connection] >= limits.negotiations_per_connection_max
+            or self._streams.total() >= limits.streams_total_max
+        )
+        if is_over:
+            self._counters["streams_refused"] += 1
+            await _reset(stream)
+            return
+        self._streams[connection] += 1
+        self._counters["streams_inbound"] += 1
+        try:
+            await self._negotiate_and_serve(connection, stream)
+        except StreamError:
+            self._counters["streams_broken"] += 1  # the peer or the wire; nothing to tell
+            await _reset(stream)
+        except NetworkError as error:
+            self._counters["streams_violating"] += 1
+            _log.debug("stream of %s: %s", connection.peer_id, error)
+            await _reset(stream)
+        except Exception:  # noqa: BLE001  (the guard at the root of every handler)
+            self._counters["handlers_failed"] += 1
+            _log.warning("a handler failed on a stream of %s", connection.peer_id, exc_info=True)
+            await _reset(stream)
+        except BaseException:
+            await _reset(stream)
+            raise
+        finally:
+            self._streams[connection] -= 1
+            if not self._streams[connection]:
+                del self._streams[connection]
+
+    async def _negotiate_and_serve(self, connection: Connection, raw: RawStream) -> None:
+        limits = self._limits
+        self._negotiating[connection] += 1
+        try:
+            with trio.fail_after(limits.negotiation_timeout_s):
+                stream = await respond(
+                    raw,
+                    connection.peer_id,
+                    self._handlers.__contains__,
+                    limits.negotiation_proposals_max,
+                )
+        except trio.TooSlowError as error:
+            raise ProtocolViolation("the peer did not name a protocol in time") from error
+        finally:
+            self._negotiating[connection] -= 1
+        handler = self._handlers.get(stream.protocol)
+        if handler is None:  # unserved while the answer was on its way
+            raise ProtocolViolation(f"{stream.protocol!r} is not served any more")
+        await handler(stream)
+        await stream.aclose()
+
+    def _refuse(self, limit: str, value: float) -> None:
+        self._counters["connections_refused"] += 1
+        raise LimitExceeded(limit, value)
+
+    # identify
+
+    async def _tell_identity(self, stream: Stream) -> None:
+        await stream.send_all(self._identity_for(stream.peer_id))
+
+    async def _hear_identity(self, stream: Stream) -> None:
+        await self._receive_identity(stream)
+
+    async def _ask_identity(self, peer_id: PeerId) -> None:
+        async def ask() -> None:
+            async with self.open_stream(peer_id, identify.IDENTIFY, dial=False) as stream:
+                await self._receive_identity(stream)
+
+        await self._attempt("identify", ask)
+
+    async def _push_identity(self) -> None:
+        """Tell every connected peer that speaks identify-push what has changed."""
+
+        async def push(peer_id: PeerId) -> None:
+            async with self.open_stream(peer_id, identify.IDENTIFY_PUSH, dial=False) as stream:
+                await stream.send_all(self._identity_for(peer_id))
+
+        async with trio.open_nursery() as nursery:
+            for peer_id, protocols in tuple(self._protocols.items()):
+                if identify.IDENTIFY_PUSH in protocols:
+                    nursery.start_soon(self._attempt, "identify_push", lambda p=peer_id: push(p))
+
+    async def _receive_identity(self, stream: Stream) -> None:
+        received = bytearray()
+        while data := await stream.receive_some():
+            received += data
+            if len(received) > self._limits.identify_bytes_max:
+                raise ProtocolViolation("an identify message over identify_bytes_max")
+        said = identify.decode(bytes(received), stream.peer_id, self._limits)
+        if stream.peer_id not in self._connections:
+            return
+        self._protocols[stream.peer_id] = said.protocols
+        self.book.add(stream.peer_id, [str(address) for address in said.addresses])
+        self._watchers.tell(
+            PeerIdentified(
+                peer_id=stream.peer_id,
+                protocols=said.protocols,
+                addresses=tuple(str(address) for address in said.addresses),
+                agent=said.agent,
+            )
+        )
+
+    def _identity_for(self, peer_id: PeerId) -> bytes:
+        observed = self._newest_connection(peer_id).remote
+        return identify.encode(self._peer_id, self._handlers, self.listening, observed)
+
+    async def _attempt(self, name: str, call: Callable[[], object]) -> None:
+        """Run a background exchange whose failure matters to nobody but the counters."""
+        try:
+            with trio.move_on_after(IDENTIFY_TIMEOUT_S) as scope:
+                await call()  # type: ignore[misc]
+        except NetworkError as error:
+            self._counters[f"{name}_failed"] += 1
+            _log.debug("%s: %s", name, error)
+        if scope.cancelled_caught:
+            self._counters[f"{name}_failed"] += 1
+
+    # Its lifetime
+
+    def attach(self, transport: Transport) -> None:
+        """Use `transport` from now on; called once, before anything else."""
+        self._transport = transport
+        self._dialer = Dialer(transport, self.book, self._limits)
+
+    async def aclose(self) -> None:
+        """Close every connection and end every watcher. Idempotent."""
+        self._is_closed = True
+        async with trio.open_nursery() as nursery:
+            for connections in tuple(self._connections.values()):
+                for connection in connections:
+                    nursery.start_soon(connection.aclose)
+        self._watchers.close()
+
+
+async def _reset(stream: Stream | RawStream) -> None:
+    """Reset also when cancelled: a reset only queues a frame."""
+    with trio.CancelScope(shield=True):
+        await stream.reset()
+
+
+__all__ = ["Switchboard"]
