@@ -7,7 +7,7 @@ only the asker decodes and checks. Nothing in a reply is believed.
 
     Status    version u16, chain id 32, epoch u64, height u64, final hash 32, payload max u32
     Goodbye   reason u8, version u16, chain id 32
-    Request   question u8, number u64, count u16, hash 32
+    Request   question u8, number u64, first u64, count u16, hash 32
     Reply     outcome u8, items u16, then each item as u32 length and bytes
 """
 
@@ -30,13 +30,14 @@ E = TypeVar("E", bound=IntEnum)
 
 
 class Question(IntEnum):
-    """What can be asked; `number`, `count` and `hash` of the request mean what is said here."""
+    """What can be asked; the arguments of a request mean what is said here."""
 
     GENESIS = 1  # no arguments: the canonical genesis
-    EPOCH_PROOFS = 2  # `count` proofs of hand-over from epoch `number` on
+    EPOCH_PROOFS = 2  # `count` proofs, of epoch `number` and those after it
     BLOCKS = 3  # `count` final blocks from height `number` on
-    TIP = 4  # no arguments: what proves the newest final block
-    PROPOSAL = 5  # the proposal whose header has `hash`, with its body
+    ANCESTRY = 4  # the block with `hash` and its ancestors above height `number`, newest first
+    CERTIFICATES = 5  # of `count` views of epoch `number` from view `first` on
+    TIP = 6  # no arguments: the newest certificate of a final block
 
 
 class Outcome(IntEnum):
@@ -110,13 +111,14 @@ class Request:
 
     question: Question
     number: int = 0
+    first: int = 0
     count: int = 0
     hash: Digest = ZERO_DIGEST
 
     def encode(self) -> bytes:
         """Canonical bytes."""
-        writer = Writer().u8(self.question).u64(self.number).u16(self.count)
-        return writer.fixed(self.hash, 32).done()
+        writer = Writer().u8(self.question).u64(self.number).u64(self.first)
+        return writer.u16(self.count).fixed(self.hash, 32).done()
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
@@ -125,6 +127,7 @@ class Request:
         request = cls(
             question=_member(Question, reader.u8()),
             number=reader.u64(),
+            first=reader.u64(),
             count=reader.u16(),
             hash=Digest(reader.fixed(32)),
         )
