@@ -30,9 +30,8 @@ QUESTION_DEADLINE_S: Final = 5.0
 REPLY_DEADLINE_S: Final = 30.0  # 4 MiB at 1.1 Mbit/s; then the reader is too slow to be served
 REPLIES_BYTES_PER_S: Final = 8 * 1024 * 1024  # per peer: a joiner at full speed, not a flood
 BUDGET_BYTES_MAX: Final = 4 * REPLY_BYTES_MAX
-QUESTION_COST_BYTES: Final = (
-    16 * 1024
-)  # what a question costs even when nothing is found ASKERS_MAX: Final = 1_024  # budgets remembered; the least recently seen starts anew
+QUESTION_COST_BYTES: Final = 16 * 1024  # what a question costs even when nothing is found
+ASKERS_MAX: Final = 1_024  # budgets remembered; the least recently seen starts anew
 REPLY_FILL_BYTES: Final = REPLY_BYTES_MAX - 64 * 1024  # leaves room for counts and lengths
 
 Answerer = Callable[[Request], Awaitable[Sequence[bytes]]]
