@@ -283,6 +283,11 @@ class ClientExchange(_Exchange):
         self.request_id = require_request_id(request_id)
         self._request: Request | None = None
 
+    @property
+    def answer_begun(self) -> bool:
+        """Whether any byte of an answer has arrived."""
+        return self._head.started
+
     def send(self, request: Request, *, digest: bool = False) -> Segments:
         """The segments of the request's frame, to be sent in order and followed by a half-close.
 

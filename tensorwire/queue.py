@@ -105,9 +105,8 @@ class StakeQueue(Generic[Request]):
         if cost < 1 or payload_bytes < 0 or weight < 0:
             raise LocalProtocolError("cost is positive, payload_bytes and weight are not negative")
         flow = self._flow_of(sender, weight)
-        if self._senders.get(sender, 0) >= self._per_sender_max:
-            raise self._refusal(flow, f"{self._per_sender_max} requests of this peer wait already")
-        if self._items >= self._items_max or self._bytes + payload_bytes > self._bytes_max:
+        self._check_sender(flow, sender)
+        if self._is_full(payload_bytes):
             self._make_room(flow, sender, payload_bytes)
         ticket = Ticket(
             sender, request, cost=cost, payload_bytes=payload_bytes, deadline_ms=deadline_ms
@@ -123,6 +122,15 @@ class StakeQueue(Generic[Request]):
             flow.line.put(ticket)
         self._note_largest(flow)
         return ticket
+
+    def check(self, sender: Sender, *, weight: int, payload_bytes: int = 0) -> None:
+        """Raise the `QueueRefusal` that `push` would raise now; displaces nobody."""
+        flow = self._flow_of(sender, weight)
+        self._check_sender(flow, sender)
+        if self._is_full(payload_bytes):
+            newcomer, total_weight = self._check_newcomer(flow, payload_bytes)
+            if self._victim(flow, sender, newcomer, total_weight) is None:
+                raise self._refusal(flow, "the queue is full and this peer has its share")
 
     def pop(
         self, now_ms: int | None = None, *, accept: Callable[[Request], bool] | None = None
@@ -360,8 +368,15 @@ class StakeQueue(Generic[Request]):
         else:
             flow.debt += virtual
 
-    def _make_room(self, flow: Flow, sender: Sender, payload_bytes: int) -> None:
-        """Displace until one more ticket fits, or raise `QueueRefusal`."""
+    def _check_sender(self, flow: Flow, sender: Sender) -> None:
+        if self._senders.get(sender, 0) >= self._per_sender_max:
+            raise self._refusal(flow, f"{self._per_sender_max} requests of this peer wait already")
+
+    def _is_full(self, payload_bytes: int) -> bool:
+        return self._items >= self._items_max or self._bytes + payload_bytes > self._bytes_max
+
+    def _check_newcomer(self, flow: Flow, payload_bytes: int) -> tuple[int, int]:
+        """(occupancy of `flow` with one more ticket, weight of all flows with it)."""
         if payload_bytes > self._bytes_max:
             raise self._refusal(flow, f"{payload_bytes} bytes are more than the queue holds")
         newcomer = self._occupancy(flow, 1, payload_bytes)
@@ -369,7 +384,12 @@ class StakeQueue(Generic[Request]):
         if self._items < self._items_max and self._over_share(flow, newcomer, total_weight):
             # Several tickets may have to go for these bytes, and it might be refused after all.
             raise self._refusal(flow, "the queue's memory is full and this peer has its share")
-        while self._items >= self._items_max or self._bytes + payload_bytes > self._bytes_max:
+        return newcomer, total_weight
+
+    def _make_room(self, flow: Flow, sender: Sender, payload_bytes: int) -> None:
+        """Displace until one more ticket fits, or raise `QueueRefusal`."""
+        newcomer, total_weight = self._check_newcomer(flow, payload_bytes)
+        while self._is_full(payload_bytes):
             victim = self._victim(flow, sender, newcomer, total_weight)
             if victim is None:
                 raise self._refusal(flow, "the queue is full and this peer has its share")
