@@ -233,7 +233,7 @@ def _check_known(name: str, kind: str, shown: str, where: str = "") -> None:
 
 def _from_text(name: str, text: str, variable: str) -> Any:
     """The value that an environment variable's text means for a field."""
-    kind = _kind(name)
+    kind = field_kind(name)
     if kind is bool:
         truth = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
         if text.lower() not in truth:
@@ -251,7 +251,7 @@ def _from_text(name: str, text: str, variable: str) -> Any:
 
 def _from_toml(name: str, value: Any, path: Path) -> Any:
     """The value of a TOML key, of exactly the field's type; relative paths are the file's."""
-    kind = _kind(name)
+    kind = field_kind(name)
     if kind is tuple and isinstance(value, list) and all(isinstance(each, str) for each in value):
         return tuple(value)
     if kind is Path and isinstance(value, str):
@@ -262,7 +262,7 @@ def _from_toml(name: str, value: Any, path: Path) -> Any:
     raise ConfigError(f"{name} in {path} must be {wanted.get(kind, 'true or false')}")
 
 
-def _kind(name: str) -> type:
+def field_kind(name: str) -> type:
     """The plain type of a field: its own, without None, `tuple` for every list."""
     hint = get_type_hints(Config)[name]
     if isinstance(hint, types.UnionType):

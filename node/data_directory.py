@@ -90,18 +90,28 @@ class DataDirectory:
         """Whether an identity was made here."""
         return self.peer_key.exists()
 
-    def create_keys(self, *, passphrase: bytes | None, seed: Identity | None = None) -> None:
-        """New peer and owner keys; `seed` gives a fixed peer identity. Raises KeyExists."""
+    def create_keys(
+        self,
+        *,
+        passphrase: bytes | None,
+        peer: Identity | None = None,
+        owner: Identity | None = None,
+    ) -> None:
+        """New peer and owner keys, from the operating system's randomness unless given.
+
+        An owner key that is here already stays. Raises KeyExists, KeyMissing (a chain is here and
+        its key is not) or KeystoreError.
+        """
         if self.chain.exists() or self.votes.exists():
             raise KeyMissing(
                 f"{self.path} holds a chain but no {self.peer_key.name}: restore the key, "
                 "or name another --data-dir"
             )
         if not self.owner_key.exists() and not self.owner_public_key.exists():
-            keystore.create_key(self.owner_key, "owner", Identity.generate(), passphrase=passphrase)
-        keystore.create_key(
-            self.peer_key, "peer", seed or Identity.generate(), passphrase=passphrase
-        )
+            owner = owner or Identity.generate()
+            keystore.create_key(self.owner_key, "owner", owner, passphrase=passphrase)
+        peer = peer or Identity.generate()
+        keystore.create_key(self.peer_key, "peer", peer, passphrase=passphrase)
 
     def load_keys(self, *, passphrase: bytes | None) -> Keys:
         """The identities here. Raises KeystoreError and its kinds."""
