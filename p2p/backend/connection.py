@@ -1,0 +1,444 @@
+"""One authenticated connection: a socket, a Noise session and a Yamux session, driven by trio.
+
+The rule: three tasks live as long as the connection (`run`): one receives, decrypts and hands out;
+one finishes sending what the socket did not take at once; one notices a silent peer. Everything else
+happens in the caller's task and without waiting: a payload is framed, encrypted and offered to the
+socket in one step, and only when the socket is full do senders queue up, in order.
+
+A peer that breaks a protocol, a reader that lags behind its budget and a socket that breaks end the
+connection: every stream raises `StreamReset`, nothing raises out of `run`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias, assert_never
+
+import trio
+
+from p2p.backend.arena import BUFFER_BYTES, Arena
+from p2p.backend.stream import SecureStream
+from p2p.backend.upgrade import Link
+from p2p.connection import Connection
+from p2p.errors import ProtocolViolation, StreamReset
+from p2p.identity import PeerId
+from p2p.multiaddress import Address
+from p2p.network import Direction
+from p2p.noise.frames import FRAME_BYTES_MAX, PLAINTEXT_BYTES_MAX, Opener
+from p2p.yamux import (
+    UNACKNOWLEDGED_MAX,
+    Acknowledged,
+    Event,
+    GoAway,
+    GoneAway,
+    Readable,
+    Session,
+    StreamOpened,
+    StreamState,
+    Writable,
+)
+from p2p.yamux.frame import HEADER_BYTES
+
+BURST_BYTES = 4 * PLAINTEXT_BYTES_MAX
+"""Payload of one Yamux frame at most: what other streams wait for; rust-libp2p takes up to 1 MiB."""
+
+LINGER_S = 10.0
+"""How long the peer of a closed stream may take to end its own direction."""
+
+DRAIN_S = 1.0
+"""How long closing waits for bytes that the socket has not taken yet."""
+
+StreamServer: TypeAlias = Callable[["SecureConnection", SecureStream], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
+
+
+class SecureConnection(Connection):
+    """A connection that is alive while `run` runs.
+
+    Every method but `run`, `aclose`, `open_stream` and `accept_stream` is synchronous and may be
+    called from any task of the same trio loop.
+    """
+
+    def __init__(self, link: Link, arena: Arena, *, serve: StreamServer | None = None) -> None:
+        """With `serve`, inbound streams are served here; else they wait for `accept_stream`."""
+        self.is_initiator = link.is_initiator
+        self.session = Session(
+            is_initiator=link.is_initiator, bounds=arena.bounds, budget=arena.budget
+        )
+        self.session.round_trip_s = link.round_trip_s
+        self.close_reason = ""
+        self.closed = trio.Event()
+        self.on_closed: list[Callable[[], None]] = []  # called once each, in order
+        self._remote = Address.of_socket(link.sock.getpeername())
+        self.opened_at = self.heard_at = trio.current_time()
+        self._link = link
+        self._sock = link.sock
+        self._fd = link.sock.fileno()
+        self._sealer = link.sealer
+        self._arena = arena
+        self._serve = serve
+        self._is_closed = False
+        self._is_draining = False
+        self._scope = trio.CancelScope()
+        self._handlers: trio.Nursery | None = None
+        self._unsent: memoryview | bytes = b""  # ciphertext that the socket has not taken
+        self._loan: memoryview | None = None  # the buffer that `_unsent` lies in
+        self._unsent_arrived = trio.Event()
+        self._wire_queue = trio.lowlevel.ParkingLot()
+        self._acknowledgement_queue = trio.lowlevel.ParkingLot()
+        self._lingering: list[tuple[float, StreamState]] = []
+        self._inbound_sender, self._inbound_receiver = trio.open_memory_channel[SecureStream](
+            math.inf
+        )  # bounded by the session's inbound_streams_max
+        arena.connections.add(self)
+
+    @property
+    def peer_id(self) -> PeerId:
+        return self._link.peer_id
+
+    @property
+    def direction(self) -> Direction:
+        return Direction.OUTBOUND if self.is_initiator else Direction.INBOUND
+
+    @property
+    def remote(self) -> Address:
+        return self._remote
+
+    @property
+    def is_closed(self) -> bool:
+        return self._is_closed or self._is_draining or self.session.gone_away is not None
+
+    @property
+    def unread_bytes(self) -> int:
+        """Received bytes that no reader has taken yet."""
+        return self.session.unread_bytes
+
+    @property
+    def streams(self) -> int:
+        """Streams alive in either direction."""
+        return len(self.session.streams)
+
+    @property
+    def is_wire_busy(self) -> bool:
+        """Whether the socket has not taken all that was sent; senders then call `wait_wire`."""
+        return bool(self._unsent)
+
+    # Lifetime
+
+    async def run(self) -> None:
+        """Drive the connection until it ends, and its handlers until they return.
+
+        Cancelled, it resets every stream and closes the socket at once. Raises nothing.
+        """
+        try:
+            async with trio.open_nursery() as handlers:
+                self._handlers = handlers
+                with self._scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(self._receive_forever)
+                        nursery.start_soon(self._finish_sending_forever)
+                        nursery.start_soon(self._watch_forever)
+                self.abort("the connection ended")
+        finally:
+            self.abort("the connection was cancelled")
+
+    async def aclose(self) -> None:
+        """Say goodbye, wait up to `DRAIN_S` for the socket to take what was sent, and close.
+
+        Shielded: when it returns or raises the socket is closed.
+        """
+        if not self._is_closed and not self._is_draining:
+            self._is_draining = True
+            self.session.go_away(GoAway.NORMAL)
+            self.flush()
+            if self.is_wire_busy:
+                with trio.move_on_after(DRAIN_S) as scope:
+                    scope.shield = True
+                    await self.wait_wire()
+            self.abort("the connection was closed here")
+        await trio.lowlevel.checkpoint()
+
+    def abort(self, reason: str) -> None:
+        """Close the socket and reset every stream now. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self.close_reason = reason
+        trio.lowlevel.notify_closing(self._fd)
+        self._sock.close()
+        self._arena.connections.discard(self)
+        for state in self.session.close():
+            if isinstance(state.owner, SecureStream):
+                state.owner.wake()
+        self._return_loan()
+        self._unsent = b""
+        self._inbound_sender.close()
+        self._wire_queue.unpark_all()
+        self._acknowledgement_queue.unpark_all()
+        self._scope.cancel()
+        self.closed.set()
+        for callback in self.on_closed:
+            callback()
+
+    # Streams
+
+    async def open_stream(self) -> SecureStream:
+        """A new stream; nothing is sent before its first use.
+
+        Waits while the peer has `UNACKNOWLEDGED_MAX` streams to acknowledge.
+
+        Raises:
+            StreamReset: the connection is gone, or the peer takes no more streams.
+            LimitExceeded: the process has as many streams as it may have.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while self.session.unacknowledged >= UNACKNOWLEDGED_MAX and not self._is_closed:
+            await self._acknowledgement_queue.park()
+        if self.is_closed:
+            raise StreamReset(self.close_reason or "the connection is closing")
+        state = self.session.open(trio.current_time())
+        stream = SecureStream(self, state)
+        state.owner = stream
+        return stream
+
+    async def accept_stream(self) -> SecureStream:
+        """The next stream that the peer opened; `StreamReset` once the connection is gone."""
+        try:
+            return await self._inbound_receiver.receive()
+        except trio.EndOfChannel as error:
+            raise StreamReset(self.close_reason) from error
+
+    def linger(self, state: StreamState) -> None:
+        """Reset `state` after `LINGER_S` if the peer has not ended it by then."""
+        self._lingering.append((trio.current_time() + LINGER_S, state))
+
+    # Sending: synchronous, and only while the wire is not busy
+
+    def send_small(self, state: StreamState, data: bytes) -> None:
+        """Send a few KiB within the send window as one Noise message."""
+        control = self._take_control(beside_bytes=len(data))
+        self._send_message(control + self.session.data_header(state, len(data)) + data)
+
+    def send_burst(self, state: StreamState, view: memoryview) -> int:
+        """Send the front of `view`, as much as window and `BURST_BYTES` allow; returns how much.
+
+        The odd bytes travel with the header in the first Noise message, so that all others are
+        full and are encrypted straight from the caller's memory.
+        """
+        count = min(len(view), state.send_window, BURST_BYTES)
+        odd = count % PLAINTEXT_BYTES_MAX
+        head = self._take_control() + self.session.data_header(state, count)
+        parts: list[bytes | memoryview] = [head, view[:odd]]
+        if len(head) + odd <= PLAINTEXT_BYTES_MAX:
+            parts = [head + bytes(view[:odd])]
+        buffer, end = self._arena.lend(), 0
+        for part in parts:
+            end += self._sealer.seal_into(part, buffer[end:])
+        for start in range(odd, count, PLAINTEXT_BYTES_MAX):
+            end += self._sealer.seal_into(view[start : start + PLAINTEXT_BYTES_MAX], buffer[end:])
+        self._offer(buffer[:end], loan=buffer)
+        return count
+
+    def flush(self) -> None:
+        """Send queued control frames, unless the wire is busy: then they follow in turn."""
+        if self.session.control and not self._unsent and not self._is_closed:
+            self._send_message(self._take_control())
+
+    async def wait_wire(self) -> None:
+        """Wait until the socket has taken what was sent, or the connection is gone."""
+        await self._wire_queue.park()
+
+    def _take_control(self, *, beside_bytes: int = 0) -> bytes:
+        """Queued control frames; what does not fit beside header and payload is sent at once."""
+        control = self.session.control
+        if not control:
+            return b""
+        room = PLAINTEXT_BYTES_MAX - 2 * HEADER_BYTES - beside_bytes
+        while len(control) > room:
+            self._offer(self._sealer.seal(bytes(control[:room])))
+            del control[:room]
+        taken = bytes(control)
+        control.clear()
+        return taken
+
+    def _send_message(self, plaintext: bytes) -> None:
+        self._offer(self._sealer.seal(plaintext))
+
+    def _offer(self, ciphertext: bytes | memoryview, *, loan: memoryview | None = None) -> None:
+        """Give the socket what it takes; `_finish_sending_forever` sends the rest."""
+        if self._unsent:
+            self._unsent = memoryview(bytes(self._unsent) + ciphertext)
+            sent = len(ciphertext)
+        else:
+            sent = self._offer_socket(ciphertext)
+        if sent < len(ciphertext) and not self._is_closed:
+            self._unsent = memoryview(ciphertext)[sent:]
+            self._loan = loan
+            self._unsent_arrived.set()
+        elif loan is not None:
+            self._arena.take_back(loan)
+
+    def _offer_socket(self, ciphertext: bytes | memoryview) -> int:
+        if self._is_closed:
+            return 0
+        try:
+            return self._sock.send(ciphertext)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self.abort(f"the connection broke: {error}")
+            return 0
+
+    async def _finish_sending_forever(self) -> None:
+        while not self._is_closed:
+            await self._unsent_arrived.wait()
+            self._unsent_arrived = trio.Event()
+            while self._unsent:
+                try:
+                    await trio.lowlevel.wait_writable(self._fd)
+                except trio.ClosedResourceError:
+                    return
+                self._unsent = self._unsent[self._offer_socket(self._unsent) :]
+            self._return_loan()
+            self.flush()
+            if not self._unsent:
+                self._wire_queue.unpark_all()
+
+    def _return_loan(self) -> None:
+        loan, self._loan = self._loan, None
+        if loan is not None:
+            self._arena.take_back(loan)
+
+    # Receiving
+
+    async def _receive_forever(self) -> None:
+        try:
+            self._hand_out(self.session.receive(self._link.early_plaintext, self.heard_at))
+            await self._receive_until_end(self._link.early_ciphertext)
+        except trio.ClosedResourceError:
+            return
+        except OSError as error:
+            self.abort(f"the connection broke: {error}")
+        except ProtocolViolation as error:
+            self._arena.count("connections_closed_for_violation")
+            self.session.go_away(GoAway.PROTOCOL_ERROR)
+            self.flush()
+            self.abort(f"the peer broke the protocol: {error}")
+
+    async def _receive_until_end(self, early: bytes) -> None:
+        """Receive into a borrowed buffer, which is kept while a frame is incomplete in it."""
+        sock, opener, arena = self._sock, self._link.opener, self._arena
+        buffer: memoryview | None = None
+        start = end = 0
+        if early:
+            buffer, end = arena.lend(), len(early)
+            buffer[:end] = early
+            start = self._open(opener, buffer, start, end)
+        try:
+            while not self._is_closed:
+                if start == end and buffer is not None:
+                    arena.take_back(buffer)
+                    buffer = None
+                await trio.lowlevel.wait_readable(self._fd)
+                if buffer is None:
+                    buffer, start, end = arena.lend(), 0, 0
+                elif BUFFER_BYTES - end < FRAME_BYTES_MAX:
+                    buffer[: end - start] = buffer[start:end]
+                    start, end = 0, end - start
+                try:
+                    count = sock.recv_into(buffer[end:])
+                except BlockingIOError:
+                    continue
+                if count == 0:
+                    self.abort("the peer closed the connection")
+                    return
+                end += count
+                start = self._open(opener, buffer, start, end)
+        finally:
+            if buffer is not None:
+                arena.take_back(buffer)
+
+    def _open(self, opener: Opener, buffer: memoryview, start: int, end: int) -> int:
+        """Decrypt and hand out all whole frames; returns where the rest begins."""
+        plaintexts, start = opener.open(buffer, start, end)
+        now = self.heard_at = trio.current_time()
+        for plaintext in plaintexts:
+            events = self.session.receive(plaintext, now)
+            if events:
+                self._hand_out(events)
+        if self._arena.budget.is_overdrawn:
+            self._arena.relieve()
+        if self.session.control:
+            self.flush()
+        return start
+
+    def _hand_out(self, events: list[Event]) -> None:
+        for event in events:
+            match event:
+                case Readable(state):
+                    if isinstance(state.owner, SecureStream):
+                        state.owner.wake_receiver()
+                case Writable(state):
+                    if isinstance(state.owner, SecureStream):
+                        state.owner.wake_sender()
+                case StreamOpened(state):
+                    self._take_in(state)
+                case Acknowledged():
+                    self._acknowledgement_queue.unpark()
+                case GoneAway():
+                    self._acknowledgement_queue.unpark_all()
+                    if not self.session.streams:
+                        self.abort("the peer went away")
+                case _:
+                    assert_never(event)
+
+    def _take_in(self, state: StreamState) -> None:
+        stream = SecureStream(self, state)
+        state.owner = stream
+        if self._serve is not None and self._handlers is not None:
+            self._handlers.start_soon(self._serve_guarded, self._serve, stream)
+        else:
+            self._inbound_sender.send_nowait(stream)
+
+    async def _serve_guarded(self, serve: StreamServer, stream: SecureStream) -> None:
+        try:
+            await serve(self, stream)
+        except Exception:  # noqa: BLE001  (the guard at the root of every handler)
+            self._arena.count("handlers_failed")
+            _log.warning("a handler failed on a stream of %s", self.peer_id, exc_info=True)
+            stream.reset_now()
+
+    # Liveness
+
+    async def _watch_forever(self) -> None:
+        """Ping a peer that is silent, and give it up when it stays so; reset what lingers."""
+        limits = self._arena.limits
+        silence_max_s = limits.keepalive_interval_s + limits.keepalive_timeout_s
+        while not self._is_closed:
+            now = trio.current_time()
+            silent_s = now - self.heard_at
+            if silent_s >= silence_max_s:
+                self._arena.count("connections_closed_for_silence")
+                self.abort(f"the peer was silent for {silent_s:.0f} s")
+                return
+            if silent_s >= limits.keepalive_interval_s:
+                self.session.ping(now)
+            self._announce_and_reset_late(now)
+            self.flush()
+            give_up_at = self.heard_at + silence_max_s
+            await trio.sleep_until(min(now + limits.keepalive_interval_s, give_up_at))
+
+    def _announce_and_reset_late(self, now: float) -> None:
+        for state in list(self.session.streams.values()):
+            if state.is_inbound:
+                self.session.announce(state)  # an ACK that no reply has carried yet
+        while self._lingering and self._lingering[0][0] <= now:
+            self.session.reset(self._lingering.pop(0)[1])
+        if self.session.gone_away is not None and not self.session.streams:
+            self.abort("the peer went away")
+
+
+__all__ = ["SecureConnection", "StreamServer"]

@@ -1,0 +1,247 @@
+"""One stream of a connection: trio's contract of a half-closeable stream over Yamux state.
+
+The rule: a reader that lags is felt by the writer at the other end and nowhere else: `send_all`
+waits for the peer's window without any time limit but the caller's.
+
+Every call is a cancellation point; when nothing has to be waited for, other tasks get their turn
+once per `TURN_BYTES`, as a full pass of the scheduler would cost more than most calls.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2p.connection import RawStream
+from p2p.errors import StreamClosed, StreamReset
+from p2p.yamux import Side, StreamState
+
+if TYPE_CHECKING:
+    from p2p.backend.connection import SecureConnection
+
+TURN_BYTES = 1024 * 1024
+"""Bytes moved without waiting before other tasks run: about a millisecond."""
+
+SMALL_BYTES = 16_384
+"""Payloads up to this size are joined with their header: one Noise message, one system call."""
+
+TURN_CALLS = 64
+"""Calls made without waiting before other tasks run."""
+
+
+class SecureStream(RawStream):
+    """A stream; made by `SecureConnection` only."""
+
+    def __init__(self, connection: SecureConnection, state: StreamState) -> None:
+        self.connection = connection
+        self.state = state
+        self._is_closed = False
+        self._receiver: trio.lowlevel.Task | None = None
+        self._sender: trio.lowlevel.Task | None = None
+        self._is_receiving = False
+        self._is_sending = False
+        self._turn_bytes = 0
+        self._turn_calls = 0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether this side has closed or reset it, or its connection is gone."""
+        return self._is_closed or self.state.send_side is Side.RESET
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether received bytes wait to be read."""
+        return bool(self.state.pieces)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send `data`; returns once all of it is encrypted and handed to the connection.
+
+        Cancelled or failed, it has sent an unknown part: reset the stream.
+
+        Raises:
+            StreamReset: the peer, a limit or the end of the connection ended the stream.
+            StreamClosed: after `aclose` or `send_eof`.
+            trio.BusyResourceError: another task is sending.
+        """
+        if self._is_sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._is_sending = True
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._check_sendable()
+            if len(data) <= SMALL_BYTES:
+                await self._send_small(bytes(data))
+            else:
+                await self._send_view(memoryview(data).cast("B"))
+            await self._take_turn(len(data))
+        finally:
+            self._is_sending = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the peer's window is open, or the stream has ended."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._check_sendable()
+        if self._is_sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._is_sending = True
+        try:
+            await self._wait_sendable()
+        finally:
+            self._is_sending = False
+
+    async def send_eof(self) -> None:
+        """End our direction in order; the peer's bytes still come. Idempotent."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._is_sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        if self._is_closed:
+            raise StreamClosed("this stream is closed")
+        if self.state.send_side is Side.OPEN:
+            self.connection.session.finish(self.state)
+            self.connection.flush()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The next bytes in order, at most `max_bytes`; `b""` at the end of the peer's direction.
+
+        Without `max_bytes` whatever piece is at hand, up to about 64 KiB. A cancelled call has
+        taken nothing.
+
+        Raises:
+            StreamReset: the stream was ended out of order, and all before it has been read.
+            StreamClosed: after `aclose`.
+            trio.BusyResourceError: another task is receiving.
+        """
+        if max_bytes is not None and max_bytes < 1:
+            raise ValueError("max_bytes must be positive")
+        if self._is_receiving:
+            raise trio.BusyResourceError("another task is receiving on this stream")
+        self._is_receiving = True
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            data = await self._receive(max_bytes)
+        finally:
+            self._is_receiving = False
+        await self._take_turn(len(data))
+        return data
+
+    async def aclose(self) -> None:
+        """Close both directions: ours in order, the peer's by reading no more. Idempotent.
+
+        The peer is given `LINGER_S` to end its direction; then it sees a reset. Closing is done
+        before the checkpoint, so a cancelled call has closed too.
+        """
+        if not self._is_closed:
+            self._is_closed = True
+            session = self.connection.session
+            session.finish(self.state)
+            session.discard(self.state)
+            self.wake()
+            if self.state.receive_side is Side.OPEN:
+                self.connection.linger(self.state)
+            self.connection.flush()
+        await trio.lowlevel.checkpoint()
+
+    async def reset(self) -> None:
+        """End both directions at once; the peer's calls raise `StreamReset`. Idempotent."""
+        self.reset_now()
+        await trio.lowlevel.checkpoint()
+
+    def reset_now(self) -> None:
+        """As `reset`, without a checkpoint."""
+        self._is_closed = True
+        self.connection.session.reset(self.state)
+        self.wake()
+        self.connection.flush()
+
+    def wake(self) -> None:
+        """Let waiting calls look at the state again."""
+        self.wake_receiver()
+        self.wake_sender()
+
+    def wake_receiver(self) -> None:
+        """Let a waiting receive look again."""
+        task, self._receiver = self._receiver, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    def wake_sender(self) -> None:
+        """Let a waiting send look again."""
+        task, self._sender = self._sender, None
+        if task is not None:
+            trio.lowlevel.reschedule(task)
+
+    async def _send_small(self, data: bytes) -> None:
+        while data:
+            await self._wait_sendable()
+            count = min(len(data), self.state.send_window)
+            self.connection.send_small(self.state, data[:count])
+            data = data[count:]
+
+    async def _send_view(self, view: memoryview) -> None:
+        offset, total = 0, len(view)
+        while offset < total:
+            await self._wait_sendable()
+            offset += self.connection.send_burst(self.state, view[offset:])
+
+    async def _wait_sendable(self) -> None:
+        """Until the window and the wire are open; raises when they never will be."""
+        while True:
+            self._check_sendable()
+            if self.state.send_window == 0:
+                self._sender = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._abort_send)
+            elif self.connection.is_wire_busy:
+                await self.connection.wait_wire()
+            else:
+                return
+            self._turn_bytes = self._turn_calls = 0
+
+    def _check_sendable(self) -> None:
+        if self._is_closed:
+            raise StreamClosed("this stream is closed")
+        match self.state.send_side:
+            case Side.RESET:
+                raise StreamReset(self.connection.close_reason or "the stream was reset")
+            case Side.FINISHED:
+                raise StreamClosed("the end of this stream has been sent")
+            case Side.OPEN:
+                return
+
+    async def _receive(self, max_bytes: int | None) -> bytes:
+        state = self.state
+        while not state.pieces:
+            if self._is_closed:
+                raise StreamClosed("this stream is closed")
+            if state.receive_side is Side.FINISHED:
+                return b""
+            if state.receive_side is Side.RESET:
+                raise StreamReset(self.connection.close_reason or "the stream was reset")
+            if state.flags_due:
+                self.connection.session.announce(state)
+                self.connection.flush()
+            self._receiver = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort_receive)
+            self._turn_bytes = self._turn_calls = 0
+        data = state.take(max_bytes, trio.current_time())
+        if self.connection.session.control:
+            self.connection.flush()
+        return data
+
+    async def _take_turn(self, moved_bytes: int) -> None:
+        self._turn_bytes += moved_bytes
+        self._turn_calls += 1
+        if self._turn_bytes >= TURN_BYTES or self._turn_calls >= TURN_CALLS:
+            self._turn_bytes = self._turn_calls = 0
+            await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def _abort_send(self, _: object) -> trio.lowlevel.Abort:
+        self._sender = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _abort_receive(self, _: object) -> trio.lowlevel.Abort:
+        self._receiver = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+
+__all__ = ["SecureStream"]

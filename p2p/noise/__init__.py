@@ -1,0 +1,20 @@
+"""Noise XX with libp2p identities: handshake and transport messages as machines without I/O."""
+
+from __future__ import annotations
+
+from p2p.noise.frames import PLAINTEXT_BYTES_MAX, Opener, Sealer
+from p2p.noise.handshake import Handshake, Role
+from p2p.noise.payload import RemoteParty, StaticKey
+
+PROTOCOL_ID = "/noise"
+
+__all__ = [
+    "PLAINTEXT_BYTES_MAX",
+    "PROTOCOL_ID",
+    "Handshake",
+    "Opener",
+    "RemoteParty",
+    "Role",
+    "Sealer",
+    "StaticKey",
+]
