@@ -1,7 +1,8 @@
 """The address book: where peers said, or proved, that they can be dialled.
 
-The rule: bounded in peers and in addresses per peer, and what was proved by a dial comes first. Full
-of peers, the one touched longest ago is forgotten; full of addresses, the least recently confirmed.
+The rule: bounded in peers and in addresses per peer, and what was proved by a dial comes first.
+Full of peers, the one touched longest ago is forgotten; full of addresses, the least recently
+confirmed.
 """
 
 from __future__ import annotations

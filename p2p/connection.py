@@ -1,7 +1,7 @@
 """The seam under the switch: what a transport gives, whether it is sockets or one process.
 
-The rule: a connection is finished before anyone above sees it: encrypted, multiplexed, and its peer id
-proved. The transport owns the tasks that read it; the switch above owns what it means.
+The rule: a connection is finished before anyone above sees it: encrypted, multiplexed, and its
+peer id proved. The transport owns the tasks that read it; the switch above owns what it means.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Dialling a peer: one dial per peer at a time, several addresses staggered, the first to answer wins.
+"""Dialling a peer: one dial at a time, its addresses staggered, the first to answer wins.
 
-The rule: a dial ends in time, leaves no task and no socket behind, and says why each address failed.
-Addresses are tried `STAGGER_S` apart, or as soon as the one before has failed (RFC 8305, section 5).
+The rule: a dial ends in time, leaves no task and no socket behind, and says why each address
+failed. Addresses are tried `STAGGER_S` apart, or as soon as the one before has failed (RFC 8305,
+section 5).
 """
 
 from __future__ import annotations

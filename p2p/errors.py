@@ -24,8 +24,8 @@ of a library below; each is cheap to raise and ends at most one call, stream or 
 
     InvariantViolation                  impossible: a defect of this package; ends the network
 
-`StreamReset` is also a `trio.BrokenResourceError` and `StreamClosed` a `trio.ClosedResourceError`, so
-that code written for any `trio.abc.Stream` works unchanged.
+`StreamReset` is also a `trio.BrokenResourceError` and `StreamClosed` a `trio.ClosedResourceError`,
+so that code written for any `trio.abc.Stream` works unchanged.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ PEER_ID_PREFIX = bytes.fromhex("002408011220")
 PEER_ID_BYTES = len(PEER_ID_PREFIX) + PUBLIC_KEY_BYTES
 
 PEER_ID_TEXT_LENGTH_MAX = 64
-"""Base58 of 38 bytes is 52 characters; longer text is refused before base58's quadratic decoding."""
+"""Base58 of 38 bytes is 52 characters; longer text is refused before base58's quadratic
+decoding."""
 
 PEER_IDS_CACHED_MAX = 8192
 """Base58 in Python costs about 10 µs per id; lookups and gossip name the same thousands again."""

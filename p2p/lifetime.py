@@ -1,7 +1,7 @@
 """Scopes that own background tasks, without wrapping what their body raises.
 
-The rule: `async with open_network(...)` is a lifetime, not a nursery of the caller's: an error of the
-body leaves it as it was raised. Only when a background task failed as well is there a group.
+The rule: `async with open_network(...)` is a lifetime, not a nursery of the caller's: an error of
+the body leaves it as it was raised. Only when a background task failed as well is there a group.
 """
 
 from __future__ import annotations

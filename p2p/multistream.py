@@ -1,12 +1,12 @@
 """multistream-select 1.0: how the two ends of a new stream agree on what it speaks.
 
 The rule: one line of bounded length at a time, a bounded number of proposals, and nothing that a
-stranger writes becomes anything but an agreed protocol or a `ProtocolViolation`. Each line is a varint
-length, UTF-8 text, and a newline (multiformats/multistream-select). The initiator proposes; the
-responder echoes what it accepts, or says `na`.
+stranger writes becomes anything but an agreed protocol or a `ProtocolViolation`. Each line is a
+varint length, UTF-8 text, and a newline (multiformats/multistream-select). The initiator proposes;
+the responder echoes what it accepts, or says `na`.
 
-A `NegotiatedStream` may be *optimistic*: the header, the proposal and the first payload leave in one
-flight, and the answer is read before the first byte that is received.
+A `NegotiatedStream` may be *optimistic*: the header, the proposal and the first payload leave in
+one flight, and the answer is read before the first byte that is received.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ async def respond(
     """Agree on the first proposal that is served here.
 
     Raises:
-        ProtocolViolation: anything else than lines, or `proposals_max` proposals without one served.
-        StreamReset: the peer broke off.
+        ProtocolViolation: anything else than lines, or `proposals_max` proposals without one
+        served. StreamReset: the peer broke off.
     """
     reader = LineReader()
     await _expect(raw, reader, HEADER)

@@ -27,11 +27,11 @@ class Stream(trio.abc.HalfCloseableStream):
     """A reliable, ordered, flow-controlled pair of byte directions to one peer.
 
     It follows trio's contract of a `HalfCloseableStream` (one sender and one receiver at a time)
-    and adds: `send_all` after `aclose` or `send_eof` raises `StreamClosed`; any use after the peer's
-    reset or the loss of the connection raises `StreamReset`, once the bytes that arrived in order
-    before it have been read. A cancelled `send_all` has sent an unknown part: reset the stream.
-    A cancelled `receive_some` has consumed nothing. `aclose` closes the sending side in order and
-    tells the peer that nothing more is read.
+    and adds: `send_all` after `aclose` or `send_eof` raises `StreamClosed`; any use after the
+    peer's reset or the loss of the connection raises `StreamReset`, once the bytes that arrived in
+    order before it have been read. A cancelled `send_all` has sent an unknown part: reset the
+    stream. A cancelled `receive_some` has consumed nothing. `aclose` closes the sending side in
+    order and tells the peer that nothing more is read.
     """
 
     @property

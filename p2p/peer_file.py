@@ -1,7 +1,7 @@
 """The address book on disk: JSON, an object of peer ids to lists of multiaddrs.
 
-The rule: it is a cache. What cannot be read is left out, an unreadable file is as good as none, and a
-file is replaced whole or not at all.
+The rule: it is a cache. What cannot be read is left out, an unreadable file is as good as none,
+and a file is replaced whole or not at all.
 """
 
 from __future__ import annotations

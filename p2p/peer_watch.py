@@ -1,8 +1,8 @@
 """Peer events from one switch to many readers, none of which can be overrun.
 
 The rule: a reader always learns the present, though not every detail of the past. What waits for it
-is at most one `PeerDisconnected`, one `PeerConnected` and one `PeerIdentified` for each peer that it
-knows of: a coming and a going that it has seen neither of are both left out.
+is at most one `PeerDisconnected`, one `PeerConnected` and one `PeerIdentified` for each peer that
+it knows of: a coming and a going that it has seen neither of are both left out.
 """
 
 from __future__ import annotations

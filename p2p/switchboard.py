@@ -1,7 +1,7 @@
 """The switch: which peers are connected, who serves what, and the guard around every stranger.
 
-The rule: whatever a peer sends ends at most its own stream or connection, and is counted. Handlers run
-behind one guard; connections, streams, negotiations, dials, bans and addresses are bounded by
+The rule: whatever a peer sends ends at most its own stream or connection, and is counted. Handlers
+run behind one guard; connections, streams, negotiations, dials, bans and addresses are bounded by
 `Limits`. It runs on any `Transport`: sockets (`p2p.backend`) or one process (`p2p.memory`).
 
 Policies: a peer may hold `CONNECTIONS_PER_PEER_MAX` connections (two peers that dial each other at
