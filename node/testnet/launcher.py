@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from blake3 import blake3
 
-from consensus.types import TOKEN
 from node import genesis_file
 from node.data_directory import DataDirectory, claim
 from node.errors import DataError, TestnetError, UsageError
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 
 NODES_MAX: Final = 64
 """Processes one machine can start in reasonable time; a real network has its own machines."""
-STAKE_PER_NODE: Final = 1_000 * TOKEN
 START_TIMEOUT_S: Final = 60.0
 """Until node 0 listens: ten times what a cold import takes on a slow machine."""
 STOP_GRACE_S: Final = 15.0
@@ -244,7 +242,7 @@ def _prepare(plan: Plan) -> list[list[str]]:
     for index in range(plan.nodes):
         with claim(plan.directory / f"node-{index}") as directory:
             accounts.append(_create_node(directory, index, plan.seed))
-    genesis = genesis_file.local_genesis(accounts, seed=plan.seed)
+    genesis = genesis_file.local_genesis(accounts)
     path = plan.directory / "genesis.json"
     genesis_file.save_genesis(path, genesis)
     return [_options(plan, index, path) for index in range(plan.nodes)]
@@ -258,9 +256,7 @@ def _create_node(directory: DataDirectory, index: int, seed: int | None) -> gene
 
     peer, owner = identity("peer"), identity("owner")
     directory.create_keys(passphrase=None, peer=peer, owner=owner)
-    return genesis_file.Allocation(
-        owner=owner.public_key, peer=peer.public_key, stake=STAKE_PER_NODE, bond=STAKE_PER_NODE // 2
-    )
+    return genesis_file.Allocation(owner=owner.public_key, peer=peer.public_key)
 
 
 def _options(plan: Plan, index: int, genesis: Path) -> list[str]:
