@@ -104,9 +104,9 @@ class Reader:
 
     __slots__ = ("_at", "_data")
 
-    def __init__(self, data: bytes) -> None:
-        if len(data) > BYTES_MAX:
-            raise DecodeError(f"{len(data)} bytes, at most {BYTES_MAX}")
+    def __init__(self, data: bytes, bytes_max: int = BYTES_MAX) -> None:
+        if len(data) > bytes_max:
+            raise DecodeError(f"{len(data)} bytes, at most {bytes_max}")
         self._data = data
         self._at = 0
 

@@ -23,6 +23,7 @@ Deviations from the paper, each shown by a test and argued in DECISIONS.md:
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -49,6 +50,11 @@ class Snapshot:
     stake: tuple[int, ...]
     scaling: tuple[int, ...]
     rows: tuple[Row, ...]
+
+    def position(self, uid: Uid) -> int | None:
+        """Where `uid` stands, None when it is younger than the snapshot or gone before it."""
+        at = bisect_left(self.uids, uid)
+        return at if at < len(self.uids) and self.uids[at] == uid else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

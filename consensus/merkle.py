@@ -59,7 +59,7 @@ class MerkleTree:
         """A tree with the given values set and the keys of None values removed."""
         tree = object.__new__(MerkleTree)
         known = self._keys
-        moved = [key for key, value in changes.items() if (value is None) == self._has(key)]
+        moved = [key for key, value in changes.items() if (value is None) == (key in self)]
         if not moved:
             tree._keys = known
             tree._levels = _with_leaves(
@@ -99,7 +99,7 @@ class MerkleTree:
             low, high = low // 2, high // 2
         return RangeProof(count=count, first=first, left=tuple(left), right=tuple(right))
 
-    def _has(self, key: bytes) -> bool:
+    def __contains__(self, key: bytes) -> bool:
         at = bisect_left(self._keys, key)
         return at < len(self._keys) and self._keys[at] == key
 
