@@ -1,11 +1,13 @@
-"""Where a peer may be dialled: the part of multiaddr that a TCP network needs, as text and as bytes.
+"""Where a peer may be dialled: the part of multiaddr that a TCP network needs, as text and as
+bytes.
 
 The rule: an `Address` that exists can be written in both forms, and reads back equal. Text:
-`/ip4/1.2.3.4/tcp/4001/p2p/12D3KooW…`; bytes: the multicodec of each part as a varint, then its value
-(libp2p addressing spec; multiformats/multiaddr protocols.csv).
+`/ip4/1.2.3.4/tcp/4001/p2p/12D3KooW…`; bytes: the multicodec of each part as a varint, then its
+value (libp2p addressing spec; multiformats/multiaddr protocols.csv).
 
-Deviations: only ip4, ip6, dns, dns4, dns6 followed by tcp and an optional p2p part exist here. Other
-multiaddrs are well formed elsewhere; here they are a `MalformedAddress`, as nothing could dial them.
+Deviations: only ip4, ip6, dns, dns4, dns6 followed by tcp and an optional p2p part exist here.
+Other multiaddrs are well formed elsewhere; here they are a `MalformedAddress`, as nothing could
+dial them.
 """
 
 from __future__ import annotations

@@ -17,11 +17,10 @@ import trio
 from p2p.backend.switch import open_switch
 from p2p.discovery import PeerKeeper
 from p2p.errors import MalformedAddress
-from p2p.gossipsub.shell import Gossipsub, open_gossip
+from p2p.gossipsub import Gossipsub, open_gossip
 from p2p.identity import Identity, PeerId
-from p2p.kademlia.dht import PROTOCOL as KADEMLIA_PROTOCOL
-from p2p.kademlia.dht import Kademlia, open_kademlia
-from p2p.kademlia.records import RecordValidator
+from p2p.kademlia import PROTOCOL as KADEMLIA_PROTOCOL
+from p2p.kademlia import Kademlia, RecordValidator, open_kademlia
 from p2p.lifetime import open_background
 from p2p.limits import Limits
 from p2p.multiaddress import Address
@@ -77,7 +76,7 @@ async def open_network(
         MalformedAddress: one of the addresses; nothing was started.
         PortInUse: another socket listens there.
     """
-    starts = _bootstrap_addresses(bootstrap)
+    starts = bootstrap_addresses(bootstrap)
     for text in listen:
         Address.parse(text)
     async with open_switch(identity, limits or Limits()) as switch:
@@ -273,7 +272,8 @@ class _ComingsAndGoings(trio.abc.ReceiveChannel[PeerEvent]):
         await self._events.aclose()
 
 
-def _bootstrap_addresses(texts: Sequence[str]) -> list[Address]:
+def bootstrap_addresses(texts: Sequence[str]) -> list[Address]:
+    """Full addresses of peers; `MalformedAddress` when one is not, or names no peer."""
     addresses = [Address.parse(text) for text in texts]
     for address in addresses:
         if address.peer_id is None:
@@ -287,4 +287,4 @@ async def _save_regularly(path: Path, switch: Switchboard) -> None:
         save_addresses(path, switch.book)
 
 
-__all__ = ["StackedNetwork", "open_network", "open_stack"]
+__all__ = ["StackedNetwork", "bootstrap_addresses", "open_network", "open_stack"]
