@@ -81,10 +81,7 @@ class ProviderStore:
             return False
         if known is not None and not self._has_room(known, contact, observed, now_s):
             return False
-        full = self._announcements >= ANNOUNCEMENTS_MAX or (
-            known is None and len(self._keys) >= self._keys_max
-        )
-        if full and not self._make_room(key, now_s):
+        if not self._make_room(key, now_s):
             return False
         if key not in self._keys:
             self._keys[key] = {}
@@ -137,13 +134,18 @@ class ProviderStore:
         return neighbours < PER_SUBNET_MAX
 
     def _make_room(self, key: bytes, now_s: float) -> bool:
-        if self.expire(now_s):
-            return True
-        farthest_distance, farthest = self._by_distance[-1]
-        if distance(key_of(key), self._local) >= farthest_distance:
-            return False
-        for peer_id in list(self._keys[farthest]):
-            self._drop(farthest, peer_id)
+        """Drop keys farther from us than `key` until it fits; False when it cannot."""
+        own_distance = distance(key_of(key), self._local)
+        while self._announcements >= ANNOUNCEMENTS_MAX or (
+            key not in self._keys and len(self._keys) >= self._keys_max
+        ):
+            if self.expire(now_s):
+                continue
+            farthest_distance, farthest = self._by_distance[-1]
+            if own_distance >= farthest_distance:
+                return False
+            for peer_id in list(self._keys[farthest]):
+                self._drop(farthest, peer_id)
         return True
 
     def _drop(self, key: bytes, peer_id: PeerId) -> None:

@@ -29,7 +29,7 @@ def contact(number: int, ip: str = "10.0.0.1") -> Contact:
 
 def public(number: int) -> Contact:
     """A contact in a public subnet of its own."""
-    return contact(number, f"8.{number // 65536 % 256}.{number // 256 % 256}.{number % 256}")
+    return contact(number, f"{11 + number // 65_536 % 80}.{number // 256 % 256}.{number % 256}.1")
 
 
 contacts = st.integers(0, 500).map(contact)

@@ -110,7 +110,7 @@ def test_one_subnet_gets_few_places_and_private_addresses_are_exempt() -> None:
 def test_the_subnet_is_where_a_peer_answers_from_not_what_it_says() -> None:
     table = RoutingTable(LOCAL)
     for number in range(100):
-        table.answered(public(number * 256), 0.0, observed="/ip4/9.9.9.9/tcp/1")
+        table.answered(public(number), 0.0, observed="/ip4/9.9.9.9/tcp/1")
     assert len(table) <= SUBNET_TABLE_MAX
 
 
