@@ -78,15 +78,8 @@ def unjail(state: State, uid: Uid, transaction: Transaction, parameters: Paramet
 
 def punish(state: State, evidence: Evidence, parameters: Parameters, verifier: Verifier) -> None:
     """Tombstone and slash the account of a key that equivocated. Raises InvalidBlock."""
+    uid = check_evidence(state, evidence, parameters, verifier)
     key, epoch, view = offence = evidence_offence(evidence)
-    if offence in state.offences:
-        raise InvalidBlock(BlockFault.EVIDENCE_REPEATED)
-    if not state.epoch - parameters.bond_window_epochs <= epoch <= state.epoch:
-        raise InvalidBlock(BlockFault.EVIDENCE_OUT_OF_WINDOW)
-    owner = state.owner_of_key.get(key)
-    uid = None if owner is None else state.uid_of_owner.get(owner)
-    if uid is None or not evidence_is_valid(evidence, state.chain_id, verifier):
-        raise InvalidBlock(BlockFault.EVIDENCE_INVALID)
     number = state.evidence_next
     state.evidence_next += 1
     state.evidence[number] = (key, epoch, view)
@@ -97,6 +90,25 @@ def punish(state: State, evidence: Evidence, parameters: Parameters, verifier: V
     bond = state.bonds[uid]
     rest = Amount(max(bond.amount - slashed, 0))
     _put(state, uid, dataclasses.replace(bond, amount=rest, tombstoned=True))
+
+
+def check_evidence(
+    state: State, evidence: Evidence, parameters: Parameters, verifier: Verifier
+) -> Uid:
+    """The live account that the evidence convicts. Raises InvalidBlock.
+
+    Evidence follows the account: a key that was replaced since still convicts its owner.
+    """
+    key, epoch, _ = offence = evidence_offence(evidence)
+    if offence in state.offences:
+        raise InvalidBlock(BlockFault.EVIDENCE_REPEATED)
+    if not state.epoch - parameters.bond_window_epochs <= epoch <= state.epoch:
+        raise InvalidBlock(BlockFault.EVIDENCE_OUT_OF_WINDOW)
+    owner = state.owner_of_key.get(key)
+    uid = None if owner is None else state.uid_of_owner.get(owner)
+    if uid is None or not evidence_is_valid(evidence, state.chain_id, verifier):
+        raise InvalidBlock(BlockFault.EVIDENCE_INVALID)
+    return uid
 
 
 def count_attest(state: State, attest: Certificate, header: Header, verifier: Verifier) -> None:

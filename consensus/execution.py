@@ -83,17 +83,15 @@ def apply_transaction(
     content = transaction.content
     if transaction.chain_id != state.chain_id:
         raise InvalidTransaction(TransactionFault.WRONG_CHAIN)
-    uid = state.uid_of_owner.get(transaction.account)
-    if uid is None and not isinstance(content, Subscribe):
-        raise InvalidTransaction(TransactionFault.UNKNOWN_ACCOUNT)
-    _check_time(state, transaction)
-    _check_nonce(transaction.nonce, expected_nonce(state, transaction))
-    _check_fee_range(transaction, parameters)
-    check_signatures(state, transaction, verifier)
-    issued = 0
-    if uid is None or isinstance(content, Subscribe):
+    if isinstance(content, Subscribe):
+        _admit(state, transaction, parameters, verifier)
         registry.subscribe(state, transaction, content, parameters)
+        issued = 0
     else:
+        uid = state.uid_of_owner.get(transaction.account)
+        if uid is None:
+            raise InvalidTransaction(TransactionFault.UNKNOWN_ACCOUNT)
+        _admit(state, transaction, parameters, verifier)
         issued = _apply(state, uid, transaction, content, parameters)
     state.check_supply(parameters)
     return Receipt(transaction=transaction.hash, issued=Amount(issued), fee=transaction.fee)
@@ -123,6 +121,16 @@ def check_signatures(state: State, transaction: Transaction, verifier: Verifier)
         return
     if not verifier.verify(named, Domain.KEY_POSSESSION, chain_id, payload, second):
         raise InvalidTransaction(TransactionFault.BAD_PROOF_OF_KEY)
+
+
+def _admit(
+    state: State, transaction: Transaction, parameters: Parameters, verifier: Verifier
+) -> None:
+    """What every transaction has to fulfil, cheapest first."""
+    _check_time(state, transaction)
+    _check_nonce(transaction.nonce, expected_nonce(state, transaction))
+    _check_fee_range(transaction, parameters)
+    check_signatures(state, transaction, verifier)
 
 
 def _apply(

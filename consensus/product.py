@@ -10,7 +10,6 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array
 
 from consensus.errors import InvariantViolation
 
@@ -65,6 +64,8 @@ def exact_product(
     return np.asarray(product >> shift)
 
 
-def sparse(data: Integers, rows: Integers, columns: Integers, size: tuple[int, int]) -> csr_array:
+def sparse(data: Integers, rows: Integers, columns: Integers, size: tuple[int, int]) -> Matrix:
     """A sparse int64 matrix of the given entries."""
+    from scipy.sparse import csr_array  # slow to import, and clients never multiply
+
     return csr_array((data, (rows, columns)), shape=size, dtype=np.int64)

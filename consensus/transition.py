@@ -24,12 +24,16 @@ from consensus.block import (
     BLOCK_VERSION,
     BODY_BYTES_MAX,
     EMPTY_BODY,
+    EVIDENCE_MAX,
     Block,
     BlockKind,
     Body,
+    Evidence,
     Header,
+    evidence_offence,
 )
 from consensus.bonding import (
+    check_evidence,
     choose_voters,
     count_attest,
     forget_old_evidence,
@@ -107,6 +111,8 @@ class Execution:
     def finish(self, body: Body) -> Executed:
         """Evidence, attest and the boundary; seal. Raises InvalidBlock."""
         draft, parameters = self.draft, self.parameters
+        if len(body.evidence) > EVIDENCE_MAX:
+            raise InvalidBlock(BlockFault.TOO_MUCH_EVIDENCE, f"{len(body.evidence)} pieces")
         for evidence in body.evidence:
             punish(draft, evidence, parameters, self.verifier)
             draft.check_supply(parameters)
@@ -220,6 +226,21 @@ def choose(
             taken.append(encoded)
             bytes_max -= size
     return taken, refused
+
+
+def choose_evidence(execution: Execution, offered: Iterable[Evidence]) -> tuple[Evidence, ...]:
+    """The first EVIDENCE_MAX of `offered` that the block being executed may carry."""
+    chosen: dict[object, Evidence] = {}
+    for evidence in offered:
+        offence = evidence_offence(evidence)
+        if len(chosen) == EVIDENCE_MAX or offence in chosen:
+            continue
+        try:
+            check_evidence(execution.draft, evidence, execution.parameters, execution.verifier)
+        except InvalidBlock:
+            continue
+        chosen[offence] = evidence
+    return tuple(chosen.values())
 
 
 def closing(state: State) -> Executed:
