@@ -39,6 +39,14 @@ What to do for each effect:
 - `Misbehaved(source, fault)`: that peer sent what no correct peer sends; lower its score.
 - `Halt(reason, proof)`: show it loudly, keep serving queries. The engine does nothing any more.
 
+Start: `Engine(EngineConfig(...), verifier, EpochStart(voters=..., root=Anchor(...)))`. The root of
+epoch 0 is genesis: hash = the chain id, view 0, height 0, the genesis time and state root.
+`listen_ms` is one view timeout for a voter that may have run before (a twin shows itself in it).
+
+Gossip: ask `engine.judge(message)` before relaying (ACCEPT, IGNORE, REJECT), and hand every
+accepted message in. Peers' requests are answered from `engine.block`, `engine.certificates`,
+`engine.status()` and, for what is final, from the chain store.
+
 Restart: build a new `Engine` from the last committed block, the epoch it belongs to (both from the
 chain store) and the whole vote log from that epoch on. After a snapshot sync do the same.
 """
