@@ -70,8 +70,8 @@ class Execution(Protocol):
     def execute(self, block: Block) -> Outcome:
         """Execute on the parent's state and keep the result."""
 
-    def build(self, effect: Build) -> Built | BuildFailed:
-        """Fill a block and keep its state."""
+    def build(self, effect: Build, offered: Sequence[bytes]) -> Built | BuildFailed:
+        """Fill a block from the offered transactions and keep its state."""
 
     def finalize(self, block_hash: Digest) -> dict[bytes, bytes | None]:
         """Make a block's state the final one; return the leaves it changed."""
@@ -100,7 +100,11 @@ class Peers(Protocol):
 
 
 class Driver:
-    """One node's ordering. `final` is called with each final block, after it is on disk."""
+    """One node's ordering.
+
+    `offer` gives the transactions that a block may take, in order; `final` is called with each
+    final block, after it is on disk. Both run on the trio thread and return at once.
+    """
 
     def __init__(
         self,
@@ -113,6 +117,7 @@ class Driver:
         vote_log: VoteLog,
         peers: Peers,
         clock: Clock,
+        offer: Callable[[Build], Sequence[bytes]],
         final: Callable[[Block], None],
     ) -> None:
         self._engine = engine
@@ -123,6 +128,7 @@ class Driver:
         self._vote_log = vote_log
         self._peers = peers
         self._clock = clock
+        self._offer = offer
         self._final = final
         self._answers: deque[Event] = deque()
         self._send_event, self._events = trio.open_memory_channel[Event](EVENTS_MAX)
@@ -196,7 +202,8 @@ class Driver:
         self._answers.append(Executed(block_hash=block.hash, outcome=outcome))
 
     async def _build(self, effect: Build) -> None:
-        built = await trio.to_thread.run_sync(self._execution.build, effect)
+        offered = self._offer(effect)
+        built = await trio.to_thread.run_sync(self._execution.build, effect, offered)
         if isinstance(built, Built):
             self._unfinished[built.block.hash] = built.block.encode()
         self._answers.append(built)
