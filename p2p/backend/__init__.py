@@ -1,6 +1,7 @@
-"""The real network: the only folder that imports libp2p.
+"""The real network, and the only folder that may import libp2p (`transport.py` does).
 
-Importing this package imports no libp2p yet; `open_switch` does, when it is first used.
+`open_switch` runs on our own sockets and needs no libp2p; `p2p.backend.transport.AgoraTransport` lends
+the same connections to a plain py-libp2p host.
 """
 
 from __future__ import annotations

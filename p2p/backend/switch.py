@@ -1,4 +1,4 @@
-"""A switch on real sockets: the switchboard over py-libp2p's swarm.
+"""A switch on real sockets: the switchboard over our own TCP, Noise and Yamux.
 
 The rule: when the block is left, by any path, no task, socket or listener remains.
 """
@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from p2p.backend.tcp import open_transport
 from p2p.identity import Identity
 from p2p.lifetime import open_background
 from p2p.limits import Limits
@@ -19,8 +20,6 @@ from p2p.switchboard import Switchboard
 @asynccontextmanager
 async def open_switch(identity: Identity, limits: Limits) -> AsyncIterator[Switchboard]:
     """A switch that does not listen yet (see `Switchboard.listen`); closed with the block."""
-    from p2p.backend.swarm import open_transport  # libp2p takes a second to import
-
     async with open_background() as nursery:
         switch = Switchboard(identity.peer_id, limits, nursery)
         async with open_transport(identity, limits, switch) as transport:
