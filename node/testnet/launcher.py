@@ -22,7 +22,7 @@ from node import genesis_file
 from node.data_directory import DataDirectory, claim
 from node.errors import DataError, TestnetError, UsageError
 from node.report import Failed, Report, Started
-from node.testnet.process import NodeProcess, start_node
+from node.testnet.process import NODE_COMMAND, NodeProcess, start_node
 from node.testnet.progress import NetworkProgress
 from p2p.identity import Identity
 
@@ -51,6 +51,7 @@ class Plan:
     seed: int | None = None
     train: bool = True
     timeout_s: float = 300.0
+    command: tuple[str, ...] = NODE_COMMAND
 
     def __post_init__(self) -> None:
         if not 1 <= self.nodes <= NODES_MAX:
@@ -135,7 +136,8 @@ class Launcher:
             await self._start(index, options[index] + join, nursery)
 
     async def _start(self, index: int, options: list[str], nursery: trio.Nursery) -> None:
-        process = await start_node(index, options, log=self.plan.directory / f"node-{index}.log")
+        log = self.plan.directory / f"node-{index}.log"
+        process = await start_node(index, options, log=log, command=self.plan.command)
         self._processes[index] = process
         nursery.start_soon(self._watch, process)
 

@@ -24,6 +24,7 @@ import trio
 from node.errors import InvariantViolation
 from node.report import LINE_BYTES_MAX, Report, ReportError, decode_report
 
+NODE_COMMAND: Final = (sys.executable, "-m", "node", "run", "--json", "--until-eof")
 LOG_TAIL_BYTES: Final = 4_096
 
 
@@ -88,11 +89,13 @@ class NodeProcess:
             file.write(text)
 
 
-async def start_node(index: int, options: Sequence[str], *, log: Path) -> NodeProcess:
-    """Start `python -m node run` with the given options. Raises OSError."""
+async def start_node(
+    index: int, options: Sequence[str], *, log: Path, command: Sequence[str] = NODE_COMMAND
+) -> NodeProcess:
+    """Start a node with the given options, its standard error going to `log`. Raises OSError."""
     with log.open("ab") as errors:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "node", "run", "--json", "--until-eof", *options],
+            [*command, *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
