@@ -34,6 +34,7 @@ from consensus.engine_reception import Reception
 from consensus.engine_view import ViewRecord
 from consensus.epoch import block_kind, boundary_height
 from consensus.errors import InvariantViolation
+from consensus.merkle import root_of_list
 from consensus.types import ZERO_DIGEST, Digest, Height, View
 from consensus.vote import Certificate, VoteKind
 
@@ -91,7 +92,7 @@ class Examination(Reception):
             state_root=parent.state_root,
             vset_hash=self.voters.hash,
             next_vset_hash=ZERO_DIGEST,
-            receipts_root=ZERO_DIGEST,
+            receipts_root=root_of_list(()),
         )
         if kind is BlockKind.CLOSING:
             self._take_built(Built(block=Block(header=template, body=EMPTY_BODY)))
@@ -211,7 +212,7 @@ class Examination(Reception):
             return "next voter set belongs in a boundary block"
         if kind is BlockKind.CLOSING and (
             (header.state_root, header.body_root) != (parent.state_root, EMPTY_BODY.root)
-            or header.receipts_root != ZERO_DIGEST
+            or header.receipts_root != root_of_list(())
         ):
             return "a closing block changes something"
         return None
