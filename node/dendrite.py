@@ -25,7 +25,6 @@ from p2p.errors import NetworkError
 from p2p.identity import PeerId, verify
 from p2p.network import Network, Stream
 from tensorwire import (
-    PROTOCOL,
     Backward,
     ClientExchange,
     DType,
@@ -44,6 +43,7 @@ from tensorwire import (
     verify_receipt,
 )
 from tensorwire.events import REQUEST_ID_BYTES, answer_parts, kind_of, request_parts
+from tensorwire.exchange import PROTOCOL
 
 RECEIVE_BYTES = 1 << 20  # per call; a stream returns what it has
 SEND_ALONE_BYTES = 128 << 10  # half of Yamux's first window: cannot block on a peer not reading

@@ -13,88 +13,48 @@ nobody and waits for the model calls that are running.
 """
 
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import trio
 from numpy.typing import NDArray
 
+from node.byte_budget import BudgetExceeded, ByteBudget, ByteBudgetLimits, Holding
+from node.model import Model, promised_cost, reply_bytes
+from node.model_call import Job, ModelCaller, Service, row_shapes
 from p2p.identity import PeerId
 from p2p.network import Network, Stream
 from tensorwire import (
-    PROTOCOL,
     Backward,
     Failure,
     FailureCode,
     Forward,
-    Gradient,
     Kind,
     Limits,
-    Modality,
-    Part,
     QueueRefusal,
-    Receipt,
     RemoteProtocolError,
     RequestHead,
-    Result,
     ServerExchange,
-    WireTensor,
-    exchange_digest,
-    receipt_message,
 )
-from tensorwire.events import kind_of, request_parts
+from tensorwire.events import Answer, kind_of
+from tensorwire.exchange import PROTOCOL
 from tensorwire.flow import Standing, Ticket
 from tensorwire.queue import StakeQueue
-from tensorwire.receipt import SHARE_ONE_PPM
-from tensorwire.tensor import check_values, gradient_specs, output_shape, payload_bytes
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # the stubs that mypy finds for trio lack the name
 
 RECEIVE_BYTES = 1 << 20  # per call; a stream returns what it has
-STEP_COST = {  # per step of one row, in reply bytes: what a step takes on a small model
-    Modality.TEXT: 1_024,
-    Modality.TENSOR: 1_024,
-    Modality.IMAGE: 4_096,
-    Modality.SPEECH: 4_096,
-}
-BACKWARD_COST_FACTOR = 3  # its forward again, and twice that for the gradients
 RATE_MEMORY = 0.8  # moving average of the measured cost per second
 
 EXCHANGE_BYTES = 32 << 10  # of tasks, stream and header, held beside the payload
 
 Array = NDArray[np.float32]
 logger = logging.getLogger(__name__)
-
-
-class Model(Protocol):
-    """What a peer serves. Called in a worker thread, never twice at once unless allowed to be.
-
-    A model that can be trained by others also has
-    `backward(parts, gradient, *, share) -> Sequence[Array]`: apply the output gradient
-    `[bs, seq, dim]`, clipped and scaled by `share` in [0, 1], and return the input gradient of
-    every part but TEXT (those shaped like their parts).
-    """
-
-    @property
-    def modalities(self) -> frozenset[Modality]:
-        """What it accepts; a request may combine them."""
-
-    @property
-    def dim(self) -> int:
-        """Width of the output."""
-
-    @property
-    def vocabulary(self) -> int:
-        """Token ids of TEXT are below this."""
-
-    def forward(self, parts: Sequence[Part]) -> Array:
-        """`[bs, seq, dim]` float32 of `parts`; rows do not depend on each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,36 +73,6 @@ class ServingOptions:
     send_timeout_s: float = 5.0  # to begin with; more for more bytes at the minimum rate
     rate_bytes_per_s_min: int = 256 << 10  # slower senders and readers are ended
     remaining_ms_max: int = 120_000  # longer deadlines are taken as this
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Job:
-    """A request with its payload, from the queue's side; `done` is set with its `answer`."""
-
-    peer: PeerId
-    head: RequestHead
-    request: Forward | Backward
-    weight: int
-    arrived_s: float
-    done: trio.Event = field(default_factory=trio.Event)
-    answer: Result | Gradient | Failure | None = None
-    reset: bool = False  # the peer has gone; nobody wants the answer
-
-    def finish(self, answer: Result | Gradient | Failure) -> None:
-        """Hand the answer to the handler; the first one counts."""
-        if self.answer is None:
-            self.answer = answer
-            self.done.set()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Service:
-    """What the server says of one service before it begins; goes into the receipt."""
-
-    number: int
-    queue_wait_us: int
-    share_ppm: int
-    weights_height: int
 
 
 class Server:
@@ -168,15 +98,22 @@ class Server:
         self._model = model
         self._weight_of = weight_of
         self._options = options if options is not None else ServingOptions()
-        self._sign = sign
-        self._context = context
+        self._caller = ModelCaller(
+            model, server=network.peer_id.to_bytes(), sign=sign, context=context
+        )
         self._height_of = height_of
-        self._queue: StakeQueue[_Job] = StakeQueue(
+        self._queue: StakeQueue[Job] = StakeQueue(
             items_max=self._options.items_max,
             bytes_max=self._options.bytes_max,
             per_sender_max=self._options.per_sender_max,
         )
-        self._memory = _Memory(self._options, self._queue)
+        self._budget = ByteBudget(
+            ByteBudgetLimits(
+                total_bytes_max=self._options.bytes_max,
+                per_peer_bytes_max=self._options.bytes_per_peer_max,
+                floor_bytes_max=self._options.bytes_max // self._options.floor_bytes_divisor,
+            )
+        )
         self._work = trio.Event()
         self._service_number = 0
         self._measured = False  # whether `cost_per_s` is this machine's
@@ -208,7 +145,7 @@ class Server:
     async def _handle(self, stream: Stream) -> None:
         """One exchange; whatever the peer does ends in an answer frame or a reset of its stream."""
         exchange = ServerExchange(limits=self._options.limits, vocabulary=self._model.vocabulary)
-        holding = _Holding(self._memory, stream.peer_id)
+        holding = self._budget.holding(stream.peer_id)
         try:
             answer = await self._answer(stream, exchange, holding)
             if answer is None:
@@ -224,8 +161,8 @@ class Server:
             holding.release()
 
     async def _answer(
-        self, stream: Stream, exchange: ServerExchange, holding: "_Holding"
-    ) -> Result | Gradient | Failure | None:
+        self, stream: Stream, exchange: ServerExchange, holding: Holding
+    ) -> Answer | None:
         """The answer to the one request of a stream; None where the peer has gone."""
         try:
             head = await self._receive_head(stream, exchange)
@@ -241,7 +178,7 @@ class Server:
                 request = await self._receive_request(stream, exchange, head)
                 if request is None:
                     return Failure(code=FailureCode.DEADLINE, detail="the payload came too slowly")
-                job = _Job(
+                job = Job(
                     peer=stream.peer_id,
                     head=head,
                     request=request,
@@ -265,7 +202,7 @@ class Server:
         return None
 
     def _refusal(
-        self, peer: PeerId, head: RequestHead, weight: int, holding: "_Holding"
+        self, peer: PeerId, head: RequestHead, weight: int, holding: Holding
     ) -> Failure | None:
         """Judge a header; None admits it and holds its bytes. Nothing of the payload was read."""
         options = self._options
@@ -278,33 +215,19 @@ class Server:
         if head.gradient is not None and head.gradient.shape[2] != self._model.dim:
             detail = f"a gradient of width {head.gradient.shape[2]}, {self._model.dim} served here"
             return Failure(code=FailureCode.BAD_SHAPE, detail=detail)
-        reply_bytes = self._reply_bytes(head)
-        if reply_bytes > options.limits.payload_bytes_max:
-            return Failure(code=FailureCode.TOO_LARGE, detail=f"an answer of {reply_bytes} bytes")
-        held_bytes = head.payload_bytes + reply_bytes + EXCHANGE_BYTES
+        answer_bytes = reply_bytes(head, self._model.dim)
+        if answer_bytes > options.limits.payload_bytes_max:
+            return Failure(code=FailureCode.TOO_LARGE, detail=f"an answer of {answer_bytes} bytes")
+        held_bytes = head.payload_bytes + answer_bytes + EXCHANGE_BYTES
         try:
             holding.take(held_bytes, floor=weight == 0)
             self._queue.check(peer, weight=weight, payload_bytes=held_bytes)
+        except BudgetExceeded as refusal:
+            retry_after_ms = self._queue.retry_after_ms(peer)
+            return _busy(str(refusal), retry_after_ms, len(self._queue))
         except QueueRefusal as refusal:
-            return _busy(refusal.args[0], refusal.retry_after_ms, refusal.position)
+            return _busy(str(refusal), refusal.retry_after_ms, refusal.position)
         return None
-
-    def _reply_bytes(self, head: RequestHead) -> int:
-        if head.kind is Kind.BACKWARD:
-            return sum(
-                payload_bytes(head.reply_dtype, spec.elements)
-                for spec in gradient_specs(head.inputs)
-            )
-        rows, steps = output_shape(head.inputs)
-        return payload_bytes(head.reply_dtype, rows * steps * self._model.dim)
-
-    def _cost(self, head: RequestHead) -> int:
-        """What a request will take, in the queue's units, from its header alone."""
-        steps = sum(
-            spec.shape[0] * spec.shape[1] * STEP_COST[spec.modality] for spec in head.inputs
-        )
-        factor = BACKWARD_COST_FACTOR if head.kind is Kind.BACKWARD else 1
-        return factor * steps + self._reply_bytes(head)
 
     async def _receive_request(
         self, stream: Stream, exchange: ServerExchange, head: RequestHead
@@ -327,22 +250,22 @@ class Server:
         self,
         stream: Stream,
         exchange: ServerExchange,
-        job: _Job,
+        job: Job,
         held_bytes: int,
         remaining_s: float,
-    ) -> Result | Gradient | Failure | None:
+    ) -> Answer | None:
         """Queue a job and wait for its answer; None where the peer reset the stream."""
         try:
             ticket = self._queue.push(
                 job.peer,
                 job,
                 weight=job.weight,
-                cost=self._cost(job.head),
+                cost=promised_cost(job.head, self._model.dim),
                 payload_bytes=held_bytes,
                 deadline_ms=_ms(job.arrived_s + remaining_s),
             )
         except QueueRefusal as refusal:
-            return _busy(refusal.args[0], refusal.retry_after_ms, refusal.position)
+            return _busy(str(refusal), refusal.retry_after_ms, refusal.position)
         self._answer_dropped()
         self._work.set()
         try:
@@ -355,7 +278,7 @@ class Server:
             self._queue.cancel(ticket, expired=not job.reset)
         return job.answer
 
-    async def _watch(self, stream: Stream, exchange: ServerExchange, job: _Job) -> None:
+    async def _watch(self, stream: Stream, exchange: ServerExchange, job: Job) -> None:
         """Notice a reset, or bytes that do not belong there, while a job waits."""
         try:
             while True:
@@ -392,26 +315,26 @@ class Server:
             services = [self._service(ticket) for ticket in tickets]
             jobs = [ticket.request for ticket in tickets]
             duration_s, answers = await trio.to_thread.run_sync(
-                partial(self._compute, jobs, services), limiter=limiter
+                partial(self._caller.run, jobs, services), limiter=limiter
             )
             for job, answer in zip(jobs, answers, strict=True):
                 job.finish(answer)
             self._measure(tickets, duration_s)
 
-    def _take_batch(self) -> list[Ticket[_Job]]:
+    def _take_batch(self) -> list[Ticket[Job]]:
         """The next request and those behind it in fair order that fit into its model call."""
         now_ms = _ms(trio.current_time())
         first = self._queue.pop(now_ms)
         tickets = [] if first is None else [first]
         if first is not None and first.request.head.kind is Kind.FORWARD:
-            shapes = _row_shapes(first.request.head)
+            shapes = row_shapes(first.request.head)
             rows = first.request.head.inputs[0].shape[0]
 
-            def fits(job: _Job) -> bool:
+            def fits(job: Job) -> bool:
                 fitting_rows = self._options.batch_rows_max - rows
                 return (
                     job.head.kind is Kind.FORWARD
-                    and _row_shapes(job.head) == shapes
+                    and row_shapes(job.head) == shapes
                     and job.head.inputs[0].shape[0] <= fitting_rows
                 )
 
@@ -421,17 +344,17 @@ class Server:
         self._answer_dropped()
         return tickets
 
-    def _service(self, ticket: Ticket[_Job]) -> _Service:
+    def _service(self, ticket: Ticket[Job]) -> Service:
         self._service_number += 1
         waited_s = trio.current_time() - ticket.request.arrived_s
-        return _Service(
+        return Service(
             number=self._service_number,
             queue_wait_us=int(waited_s * 1_000_000),
             share_ppm=self._queue.share_ppm(ticket.sender, ticket.request.weight),
             weights_height=self._height_of(),
         )
 
-    def _measure(self, tickets: Sequence[Ticket[_Job]], duration_s: float) -> None:
+    def _measure(self, tickets: Sequence[Ticket[Job]], duration_s: float) -> None:
         """Correct what each ticket was charged, and learn how much cost a second is."""
         cost = sum(ticket.cost for ticket in tickets)
         measured = max(1, int(duration_s * self._queue.cost_per_s))
@@ -443,91 +366,7 @@ class Server:
         self._queue.cost_per_s = max(1, int(memory * self._queue.cost_per_s + (1 - memory) * rate))
         self._measured = True
 
-    def _compute(
-        self, jobs: Sequence[_Job], services: Sequence[_Service]
-    ) -> tuple[float, list[Result | Gradient | Failure]]:
-        """Run the model, in a worker thread: (its seconds, an answer per job)."""
-        began_s = time.perf_counter()
-        try:
-            outputs = self._outputs(jobs, services)
-        except Exception:  # the guard: a user's model may raise anything, callers get INTERNAL
-            logger.exception("the model failed on a request of %s", jobs[0].peer)
-            failure = Failure(code=FailureCode.INTERNAL, detail="the model failed")
-            return time.perf_counter() - began_s, [failure] * len(jobs)
-        duration_s = time.perf_counter() - began_s
-        answers = [
-            self._packed(job, service, output)
-            for job, service, output in zip(jobs, services, outputs, strict=True)
-        ]
-        return duration_s, answers
-
-    def _outputs(
-        self, jobs: Sequence[_Job], services: Sequence[_Service]
-    ) -> list[list[tuple[Modality, Array]]]:
-        """Per job, the arrays of its answer with their modalities."""
-        first = jobs[0].request
-        if isinstance(first, Backward):
-            train: Callable[..., Sequence[Array]] = self._model.backward  # type: ignore[attr-defined]
-            gradient = first.gradient.to_numpy()
-            share = services[0].share_ppm / SHARE_ONE_PPM
-            arrays = train(first.parts, gradient, share=share)
-            modalities = [spec.modality for spec in gradient_specs(jobs[0].head.inputs)]
-            return [list(zip(modalities, arrays, strict=True))]
-        if len(jobs) == 1:
-            parts = tuple(first.parts)
-        else:
-            columns = zip(*(job.request.parts for job in jobs), strict=True)
-            parts = tuple(_joined(column) for column in columns)
-        output = self._model.forward(parts)
-        rows, steps = output_shape([part.spec for part in parts])
-        if output.shape != (rows, steps, self._model.dim):
-            raise ValueError(f"an output of shape {output.shape} for {(rows, steps)}")
-        ends = np.cumsum([job.head.inputs[0].shape[0] for job in jobs])
-        return [
-            [(Modality.TENSOR, rows_of_job)] for rows_of_job in np.split(output, ends[:-1], axis=0)
-        ]
-
-    def _packed(
-        self, job: _Job, service: _Service, arrays: list[tuple[Modality, Array]]
-    ) -> Result | Gradient | Failure:
-        """An answer frame's content, checked as the caller will check it, with its receipt."""
-        dtype = job.head.reply_dtype
-        parts = tuple(
-            Part(modality, WireTensor.from_numpy(array, dtype)) for modality, array in arrays
-        )
-        try:
-            for part in parts:
-                check_values(part)
-        except RemoteProtocolError:
-            return Failure(code=FailureCode.INTERNAL, detail="the model's output is out of range")
-        kind = Kind.GRADIENT if job.head.kind is Kind.BACKWARD else Kind.RESULT
-        receipt = self._receipt(job, service, kind, parts)
-        if kind is Kind.GRADIENT:
-            return Gradient(gradients=parts, receipt=receipt)
-        return Result(output=parts[0].tensor, receipt=receipt)
-
-    def _receipt(
-        self, job: _Job, service: _Service, kind: Kind, parts: Sequence[Part]
-    ) -> Receipt | None:
-        if self._sign is None or not job.head.receipt_wanted:
-            return None
-        request_id = job.head.request_id
-        receipt = Receipt(
-            server=self._network.peer_id.to_bytes(),
-            client=job.peer.to_bytes(),
-            request_digest=exchange_digest(job.head.kind, request_id, request_parts(job.request)),
-            result_digest=exchange_digest(kind, request_id, parts),
-            service_number=service.number,
-            queue_wait_us=service.queue_wait_us,
-            share_ppm=service.share_ppm,
-            weights_height=service.weights_height,
-        )
-        message = receipt_message(receipt, context=self._context, request_id=request_id)
-        return replace(receipt, signature=self._sign(message))
-
-    async def _send(
-        self, stream: Stream, exchange: ServerExchange, answer: Result | Gradient | Failure
-    ) -> None:
+    async def _send(self, stream: Stream, exchange: ServerExchange, answer: Answer) -> None:
         segments = exchange.send(answer)
         options = self._options
         allowed_s = options.send_timeout_s + sum(map(len, segments)) / options.rate_bytes_per_s_min
@@ -539,76 +378,10 @@ class Server:
             await stream.reset()
 
 
-class _Memory:
-    """Bytes held by admitted exchanges, per peer and in total."""
-
-    def __init__(self, options: ServingOptions, queue: StakeQueue[_Job]) -> None:
-        self.options = options
-        self.queue = queue
-        self.per_peer: Counter[PeerId] = Counter()
-        self.total_bytes = 0
-        self.floor_bytes = 0
-
-
-class _Holding:
-    """What one exchange holds; released when its answer has left."""
-
-    def __init__(self, memory: _Memory, peer: PeerId) -> None:
-        self._memory = memory
-        self._peer = peer
-        self._floor = False
-        self.held_bytes = 0
-
-    def take(self, held_bytes: int, *, floor: bool) -> None:
-        """Hold bytes, or raise `QueueRefusal` at a bound."""
-        memory, options = self._memory, self._memory.options
-        floor_bytes_max = options.bytes_max // options.floor_bytes_divisor
-        reason = None
-        if memory.per_peer[self._peer] + held_bytes > options.bytes_per_peer_max:
-            reason = "this peer's requests hold too many bytes"
-        elif memory.total_bytes + held_bytes > options.bytes_max:
-            reason = "all requests together hold too many bytes"
-        elif floor and memory.floor_bytes + held_bytes > floor_bytes_max:
-            reason = "requests of peers without weight hold too many bytes"
-        if reason is not None:
-            raise QueueRefusal(
-                reason,
-                retry_after_ms=memory.queue.retry_after_ms(self._peer),
-                position=len(memory.queue),
-            )
-        self._floor = floor
-        self.held_bytes = held_bytes
-        self._change(held_bytes)
-
-    def release(self) -> None:
-        """Give everything back; idempotent."""
-        self._change(-self.held_bytes)
-        self.held_bytes = 0
-
-    def _change(self, change_bytes: int) -> None:
-        memory = self._memory
-        memory.total_bytes += change_bytes
-        memory.floor_bytes += change_bytes if self._floor else 0
-        memory.per_peer[self._peer] += change_bytes
-        if memory.per_peer[self._peer] == 0:
-            del memory.per_peer[self._peer]
-
-
 def _busy(reason: str, retry_after_ms: int, position: int) -> Failure:
     return Failure(
         code=FailureCode.BUSY, detail=reason, retry_after_ms=retry_after_ms, position=position
     )
-
-
-def _row_shapes(head: RequestHead) -> tuple[tuple[Modality, tuple[int, ...]], ...]:
-    """What two requests must share to be one model call: all but the batch size and the dtypes."""
-    return tuple((spec.modality, spec.shape[1:]) for spec in head.inputs)
-
-
-def _joined(parts: Sequence[Part]) -> Part:
-    """Parts of several requests as one, along the batch."""
-    arrays = [part.tensor.to_numpy() for part in parts]
-    return Part(parts[0].modality, WireTensor.from_numpy(np.concatenate(arrays, axis=0)))
 
 
 def _ms(at_s: float) -> int:

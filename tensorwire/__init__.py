@@ -17,13 +17,11 @@ from tensorwire.errors import (
 )
 from tensorwire.events import Backward, Failure, Forward, Gradient, Kind, RequestHead, Result
 from tensorwire.exchange import ClientExchange, ServerExchange
+from tensorwire.queue import StakeQueue
 from tensorwire.receipt import Receipt, exchange_digest, receipt_message, verify_receipt
 from tensorwire.tensor import DType, Limits, Modality, Part, PartSpec, WireTensor
 
-PROTOCOL = "/agora/tensor/1"
-
 __all__ = [
-    "PROTOCOL",
     "Backward",
     "BackwardRefused",
     "ClientExchange",
@@ -48,6 +46,7 @@ __all__ = [
     "RequestHead",
     "Result",
     "ServerExchange",
+    "StakeQueue",
     "TensorwireError",
     "WireTensor",
     "exchange_digest",

@@ -1,0 +1,177 @@
+"""One call of the model for a batch of requests: join, run, part, check, sign. In a worker thread.
+
+Rule: nobody sees another's rows. Inputs have been checked before they are joined, outputs are
+checked per request, and a receipt speaks of one request only.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import trio
+
+from node.model import Array, Model
+from p2p.identity import PeerId
+from tensorwire import (
+    Backward,
+    Failure,
+    FailureCode,
+    Gradient,
+    Kind,
+    Modality,
+    Part,
+    Receipt,
+    RemoteProtocolError,
+    RequestHead,
+    Result,
+    WireTensor,
+    exchange_digest,
+    receipt_message,
+)
+from tensorwire.events import Answer, Request, request_parts
+from tensorwire.receipt import SHARE_ONE_PPM
+from tensorwire.tensor import check_values, gradient_specs, output_shape
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Job:
+    """A request with its payload, from the queue's side; `done` is set with its `answer`."""
+
+    peer: PeerId
+    head: RequestHead
+    request: Request
+    weight: int
+    arrived_s: float
+    done: trio.Event = field(default_factory=trio.Event)
+    answer: Answer | None = None
+    reset: bool = False  # the peer has gone; nobody wants the answer
+
+    def finish(self, answer: Answer) -> None:
+        """Hand the answer to the handler; the first one counts."""
+        if self.answer is None:
+            self.answer = answer
+            self.done.set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """What the server says of one service before it begins; goes into the receipt."""
+
+    number: int
+    queue_wait_us: int
+    share_ppm: int
+    weights_height: int
+
+
+class ModelCaller:
+    """Runs one model; safe to use from several threads where the model is.
+
+    `server` is our own peer id in bytes, `sign` its key (None: no receipts), `context` the chain
+    id.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        server: bytes,
+        sign: Callable[[bytes], bytes] | None,
+        context: bytes,
+    ) -> None:
+        self._model = model
+        self._server = server
+        self._sign = sign
+        self._context = context
+
+    def run(self, jobs: Sequence[Job], services: Sequence[Service]) -> tuple[float, list[Answer]]:
+        """Run the model, in a worker thread: (its seconds, an answer per job)."""
+        began_s = time.perf_counter()
+        try:
+            outputs = self._outputs(jobs, services)
+        except Exception:  # the guard: a user's model may raise anything, callers get INTERNAL
+            logger.exception("the model failed on a request of %s", jobs[0].peer)
+            failure = Failure(code=FailureCode.INTERNAL, detail="the model failed")
+            return time.perf_counter() - began_s, [failure] * len(jobs)
+        duration_s = time.perf_counter() - began_s
+        answers = [
+            self._packed(job, service, output)
+            for job, service, output in zip(jobs, services, outputs, strict=True)
+        ]
+        return duration_s, answers
+
+    def _outputs(
+        self, jobs: Sequence[Job], services: Sequence[Service]
+    ) -> list[list[tuple[Modality, Array]]]:
+        """Per job, the arrays of its answer with their modalities."""
+        first = jobs[0].request
+        if isinstance(first, Backward):
+            train: Callable[..., Sequence[Array]] = self._model.backward  # type: ignore[attr-defined]
+            gradient = first.gradient.to_numpy()
+            share = services[0].share_ppm / SHARE_ONE_PPM
+            arrays = train(first.parts, gradient, share=share)
+            modalities = [spec.modality for spec in gradient_specs(jobs[0].head.inputs)]
+            return [list(zip(modalities, arrays, strict=True))]
+        if len(jobs) == 1:
+            parts = tuple(first.parts)
+        else:
+            columns = zip(*(job.request.parts for job in jobs), strict=True)
+            parts = tuple(_joined(column) for column in columns)
+        output = self._model.forward(parts)
+        rows, steps = output_shape([part.spec for part in parts])
+        if output.shape != (rows, steps, self._model.dim):
+            raise ValueError(f"an output of shape {output.shape} for {(rows, steps)}")
+        ends = np.cumsum([job.head.inputs[0].shape[0] for job in jobs])
+        return [
+            [(Modality.TENSOR, rows_of_job)] for rows_of_job in np.split(output, ends[:-1], axis=0)
+        ]
+
+    def _packed(self, job: Job, service: Service, arrays: list[tuple[Modality, Array]]) -> Answer:
+        """An answer frame's content, checked as the caller will check it, with its receipt."""
+        dtype = job.head.reply_dtype
+        parts = tuple(
+            Part(modality, WireTensor.from_numpy(array, dtype)) for modality, array in arrays
+        )
+        try:
+            for part in parts:
+                check_values(part)
+        except RemoteProtocolError:
+            return Failure(code=FailureCode.INTERNAL, detail="the model's output is out of range")
+        kind = Kind.GRADIENT if job.head.kind is Kind.BACKWARD else Kind.RESULT
+        receipt = self._receipt(job, service, kind, parts)
+        if kind is Kind.GRADIENT:
+            return Gradient(gradients=parts, receipt=receipt)
+        return Result(output=parts[0].tensor, receipt=receipt)
+
+    def _receipt(
+        self, job: Job, service: Service, kind: Kind, parts: Sequence[Part]
+    ) -> Receipt | None:
+        if self._sign is None or not job.head.receipt_wanted:
+            return None
+        request_id = job.head.request_id
+        receipt = Receipt(
+            server=self._server,
+            client=job.peer.to_bytes(),
+            request_digest=exchange_digest(job.head.kind, request_id, request_parts(job.request)),
+            result_digest=exchange_digest(kind, request_id, parts),
+            service_number=service.number,
+            queue_wait_us=service.queue_wait_us,
+            share_ppm=service.share_ppm,
+            weights_height=service.weights_height,
+        )
+        message = receipt_message(receipt, context=self._context, request_id=request_id)
+        return replace(receipt, signature=self._sign(message))
+
+
+def row_shapes(head: RequestHead) -> tuple[tuple[Modality, tuple[int, ...]], ...]:
+    """What two requests must share to be one model call: all but the batch size and the dtypes."""
+    return tuple((spec.modality, spec.shape[1:]) for spec in head.inputs)
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    """Parts of several requests as one, along the batch."""
+    arrays = [part.tensor.to_numpy() for part in parts]
+    return Part(parts[0].modality, WireTensor.from_numpy(np.concatenate(arrays, axis=0)))
