@@ -25,6 +25,7 @@ from consensus.engine_port import (
     Commit,
     Discard,
     Effect,
+    EpochStart,
     Event,
     Execute,
     Executed,
@@ -102,8 +103,9 @@ class Peers(Protocol):
 class Driver:
     """One node's ordering.
 
-    `offer` gives the transactions that a block may take, in order; `final` is called with each
-    final block, after it is on disk. Both run on the trio thread and return at once.
+    `no_vote_before_ms` is the engine's: an epoch that begins later ends the silence after a lost
+    vote log. `offer` gives the transactions that a block may take, in order; `final` is called
+    with each final block, after it is on disk. Both run on the trio thread and return at once.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class Driver:
         vote_log: VoteLog,
         peers: Peers,
         clock: Clock,
+        no_vote_before_ms: int,
         offer: Callable[[Build], Sequence[bytes]],
         final: Callable[[Block], None],
     ) -> None:
@@ -128,6 +131,7 @@ class Driver:
         self._vote_log = vote_log
         self._peers = peers
         self._clock = clock
+        self._no_vote_before_ms = no_vote_before_ms
         self._offer = offer
         self._final = final
         self._answers: deque[Event] = deque()
@@ -268,11 +272,16 @@ class Driver:
                 epoch_change=change,
             )
         )
-        if change is not None:
-            await trio.to_thread.run_sync(self._vote_log.drop_before, change.epoch)
+        if effect.next_epoch is not None:
+            await trio.to_thread.run_sync(self._turn_vote_log, effect.next_epoch)
         for block in effect.blocks:
             self._unfinished.pop(block.hash, None)
             self._final(block)
+
+    def _turn_vote_log(self, start: EpochStart) -> None:
+        if start.root.time_ms > self._no_vote_before_ms:
+            self._vote_log.allow_from(start.epoch)  # does nothing unless the log was lost
+        self._vote_log.drop_before(start.epoch)
 
     async def _send_epoch_proof(self, effect: SendEpochProof) -> None:
         change = await trio.to_thread.run_sync(self._store.epoch, effect.epoch + 1)

@@ -27,6 +27,7 @@ NodeError                    ends a command: one clear line on standard error, e
 ├── ApiError                 the running node's local interface
 │   ├── NodeNotRunning       nothing answers at the address in the data directory
 │   └── ApiRefused           the node answered and said no, with its reason
+├── TransactionRefused   the ledger or the mempool does not take an own transaction now
 ├── TestnetError             the local network of processes did not reach its goal in time
 └── CallError                a request to a peer; typed and expected, never ends the node
     ├── Overloaded           the peer's queue refused: busy, with the wait it suggests
@@ -154,6 +155,10 @@ class NodeNotRunning(ApiError):
 
 class ApiRefused(ApiError):
     """The node answered and said no; `str()` carries its reason."""
+
+
+class TransactionRefused(NodeError):
+    """An own transaction is not taken; `str()` carries the reason."""
 
 
 class TestnetError(NodeError):

@@ -14,7 +14,7 @@ from consensus.types import Digest, Epoch, View
 from consensus.vote import Certificate
 from node.store import ChainStore
 
-from .messages import REPLY_BYTES_MAX, Question, Request
+from .messages import GENESIS_PIECE_BYTES, REPLY_BYTES_MAX, Question, Request
 from .server import Answerer
 
 BLOCKS_MAX: Final = 512
@@ -37,9 +37,10 @@ def answerers(
 ) -> Mapping[Question, Answerer]:
     """All answerers of a node; `unfinished` is None while it orders nothing yet."""
 
-    async def answer_genesis(_request: Request) -> Sequence[bytes]:
+    async def answer_genesis(request: Request) -> Sequence[bytes]:
         await trio.lowlevel.checkpoint()
-        return [genesis]
+        first = request.number * GENESIS_PIECE_BYTES
+        return [genesis[first : first + GENESIS_PIECE_BYTES]] if first <= len(genesis) else []
 
     async def answer_proofs(request: Request) -> Sequence[bytes]:
         count = min(request.count, PROOFS_MAX)

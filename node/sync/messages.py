@@ -24,6 +24,7 @@ REPLY_BYTES_MAX: Final = 4 * 1024 * 1024  # the codec's own bound: one reply fit
 ITEM_BYTES_MAX: Final = REPLY_BYTES_MAX - 64
 ITEMS_MAX: Final = 1_024  # more than the blocks or proofs that fit in a reply
 REQUEST_BYTES_MAX: Final = 64
+GENESIS_PIECE_BYTES: Final = 1024 * 1024  # a shorter piece is the last; 16 MiB in all at most
 GREETING_BYTES_MAX: Final = 128
 
 E = TypeVar("E", bound=IntEnum)
@@ -32,7 +33,7 @@ E = TypeVar("E", bound=IntEnum)
 class Question(IntEnum):
     """What can be asked; the arguments of a request mean what is said here."""
 
-    GENESIS = 1  # no arguments: the canonical genesis
+    GENESIS = 1  # piece `number` of the canonical genesis, GENESIS_PIECE_BYTES each
     EPOCH_PROOFS = 2  # `count` proofs, of epoch `number` and those after it
     BLOCKS = 3  # `count` final blocks from height `number` on
     ANCESTRY = 4  # the block with `hash` and its ancestors above height `number`, newest first
