@@ -5,7 +5,7 @@ score of at least zero, of whom D_out were dialled by us, as far as such peers a
 in backoff.
 
 Deviations:
-- A peer that subscribes while our mesh is below D_lo is grafted at once, not at the next heartbeat.
+- A peer that subscribes while our mesh is below D is grafted at once, not at the next heartbeat.
 - A backoff that the peer itself asked for (its PRUNE) keeps us from grafting it, but the peer may
   lift it by a GRAFT, and it ends with the connection: a peer that left a topic or restarted is
   meshed again without a fault. Only a GRAFT within a backoff that *we* set is misbehaviour.
@@ -92,7 +92,7 @@ class Mesh:
     def peer_subscribed(self, peer: PeerId, topic: str, now: float) -> None:
         """A peer joined one of our topics: it is grafted when the mesh lacks peers."""
         members = self.members[topic]
-        if len(members) < self._parameters.degree_low and self._may_graft(peer, topic, now):
+        if len(members) < self._parameters.degree and self._may_graft(peer, topic, now):
             self._graft(peer, topic, now)
 
     def peer_unsubscribed(self, peer: PeerId, topic: str) -> None:

@@ -150,7 +150,7 @@ class Scoreboard:
     def remove_peer(self, peer: PeerId, now: float) -> None:
         """A peer left: forgotten at once unless its score is below zero."""
         record = self._peers.get(peer)
-        if record is None:
+        if record is None or record.left_at is not None:
             return
         for topic in list(record.topics):
             self.prune(peer, topic)
