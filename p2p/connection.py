@@ -82,7 +82,11 @@ class Transport(Protocol):
 
     @property
     def listening(self) -> tuple[Address, ...]:
-        """Where it listens now, with real ports, without peer ids."""
+        """Where it can be dialled now, with real ports, without peer ids."""
+        ...
+
+    def counters(self) -> dict[str, int]:
+        """What was counted below the switch, by name."""
         ...
 
     async def listen(self, addresses: Sequence[Address]) -> None:

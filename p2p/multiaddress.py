@@ -1,5 +1,4 @@
-"""Where a peer may be dialled: the part of multiaddr that a TCP network needs, as text and as
-bytes.
+"""Where a peer may be dialled: the part of multiaddr that a TCP network needs.
 
 The rule: an `Address` that exists can be written in both forms, and reads back equal. Text:
 `/ip4/1.2.3.4/tcp/4001/p2p/12D3KooW…`; bytes: the multicodec of each part as a varint, then its
@@ -98,12 +97,9 @@ class Address:
         return replace(self, peer_id=peer_id)
 
     @property
-    def is_local(self) -> bool:
-        """Loopback, link-local or private: not reachable from, nor telling about, the Internet."""
-        if self.kind not in _HOST_BYTES:
-            return False
-        host = ipaddress.ip_address(self.host)
-        return host.is_private or host.is_loopback or host.is_link_local
+    def is_loopback(self) -> bool:
+        """This machine itself."""
+        return self.kind in _HOST_BYTES and ipaddress.ip_address(self.host).is_loopback
 
     def to_bytes(self) -> bytes:
         """The binary form."""

@@ -105,7 +105,8 @@ class Switchboard:
         return frozenset(self._connections)
 
     def counters(self) -> dict[str, int]:
-        return dict(self._counters)
+        below = {} if self._transport is None else self._transport.counters()
+        return dict(self._counters + Counter(below))
 
     def count(self, name: str) -> None:
         """Add one to a counter."""
@@ -400,7 +401,9 @@ class Switchboard:
 
     def _identity_for(self, peer_id: PeerId) -> bytes:
         observed = self._newest_connection(peer_id).remote
-        return identify.encode(self._peer_id, self._handlers, self.listening, observed)
+        # Our loopback address means something else, or nothing, to a peer that is elsewhere.
+        told = [a for a in self.listening if observed.is_loopback or not a.is_loopback]
+        return identify.encode(self._peer_id, self._handlers, told, observed)
 
     async def _attempt(self, name: str, call: Callable[[], object]) -> None:
         """Run a background exchange whose failure matters to nobody but the counters."""

@@ -18,6 +18,7 @@ import trio
 
 from p2p.backend.connection import SecureConnection
 from p2p.backend.endpoint import Endpoint, listen
+from p2p.backend.interfaces import dialable
 from p2p.backend.stream import SecureStream
 from p2p.connection import Connection, ConnectionSink
 from p2p.errors import DialFailed, HandshakeFailed, LimitExceeded, NetworkClosed
@@ -50,14 +51,13 @@ class TcpTransport:
         """Listen on every address, or on none; `PortInUse` or `MalformedAddress` when one fails."""
         listeners: list[socket.socket] = []
         try:
-            for address in addresses:
-                listeners.append(listen(address))
+            listeners.extend(listen(address) for address in addresses)
         except BaseException:
             for listener in listeners:
                 listener.close()
             raise
         for listener in listeners:
-            self._listening.append(Address.of_socket(listener.getsockname()))
+            self._listening += dialable(Address.of_socket(listener.getsockname()))
             self._nursery.start_soon(self.endpoint.accept_forever, listener, self._handle)
         await trio.lowlevel.checkpoint()
 
@@ -75,7 +75,9 @@ class TcpTransport:
         except (LimitExceeded, NetworkClosed) as error:
             connection.abort(str(error))
             raise LimitExceeded("connections_max", self.endpoint.limits.connections_max) from error
-        self._nursery.start_soon(self._run, connection)
+        # Before the task starts: the connection may be closed in the same turn of the loop.
+        connection.on_closed.append(lambda: self._sink.disconnected(connection))
+        self._nursery.start_soon(connection.run)
         return connection
 
     async def _handle(self, connection: SecureConnection) -> None:
@@ -86,9 +88,6 @@ class TcpTransport:
             self._sink.connected(connection)
         except NetworkClosed as error:
             raise LimitExceeded("connections_max", 0) from error
-        await self._run(connection)
-
-    async def _run(self, connection: SecureConnection) -> None:
         connection.on_closed.append(lambda: self._sink.disconnected(connection))
         await connection.run()
 

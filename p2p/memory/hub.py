@@ -147,6 +147,9 @@ class MemoryTransport:
     def listening(self) -> tuple[Address, ...]:
         return tuple(self._listening)
 
+    def counters(self) -> dict[str, int]:
+        return {}
+
     async def listen(self, addresses: Sequence[Address]) -> None:
         await trio.lowlevel.checkpoint()
         bound: list[Address] = []
