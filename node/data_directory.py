@@ -116,16 +116,18 @@ class DataDirectory:
     def load_keys(self, *, passphrase: bytes | None) -> Keys:
         """The identities here. Raises KeystoreError and its kinds."""
         peer = keystore.load_key(self.peer_key, "peer", passphrase=passphrase)
-        if not self.owner_key.exists() and self.owner_public_key.exists():
-            return Keys(peer=peer, owner=None, owner_public_key=self._read_owner_public_key())
-        owner_public_key = keystore.load_public_key(self.owner_key, "owner")
         owner = None
-        if passphrase is not None or not keystore.is_sealed(self.owner_key, "owner"):
+        if self.owner_key.exists() and (
+            passphrase is not None or not keystore.is_sealed(self.owner_key, "owner")
+        ):
             owner = keystore.load_key(self.owner_key, "owner", passphrase=passphrase)
-        return Keys(peer=peer, owner=owner, owner_public_key=owner_public_key)
+        return Keys(peer=peer, owner=owner, owner_public_key=self.load_owner_public_key())
 
-    def _read_owner_public_key(self) -> bytes:
+    def load_owner_public_key(self) -> bytes:
+        """The account, 32 bytes, whether its key is here or elsewhere. Raises KeystoreError."""
         path = self.owner_public_key
+        if self.owner_key.exists() or not path.exists():
+            return keystore.load_public_key(self.owner_key, "owner")
         try:
             public_key = bytes.fromhex(path.read_text(encoding="ascii").strip())
         except (OSError, ValueError):

@@ -75,6 +75,16 @@ class Database:
             row: Row | None = self._connection.execute(sql, values).fetchone()
             return row
 
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """All that is read inside belongs to one moment, whatever a writer does meanwhile."""
+        with self._lock, store_errors(self.path):
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._connection.execute("COMMIT")
+
     def meta(self, key: str) -> bytes | None:
         """A value of the `meta` table."""
         row = self.row("SELECT value FROM meta WHERE key = ?", key)
@@ -120,6 +130,30 @@ def open_database(
         else:
             _check(database, identity)
             _configure(database)
+    except BaseException:
+        connection.close()
+        raise
+    return database
+
+
+def open_reader(path: Path, *, identity: Mapping[str, bytes]) -> Database:
+    """A view of a database that another process may be writing; it changes nothing.
+
+    Raises StoreMismatch, StoreCorrupt, StoreReadOnly or StoreError.
+    """
+    if not path.exists():
+        raise StoreError(f"no database at {path}")
+    with store_errors(path):
+        connection = sqlite3.connect(
+            f"{path.resolve().as_uri()}?mode=ro",
+            uri=True,
+            timeout=BUSY_TIMEOUT_S,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+    database = Database(connection, path)
+    try:
+        _check_identity(database, identity)
     except BaseException:
         connection.close()
         raise

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from node.database import Database, is_filled, open_database
+from node.database import Database, is_filled, open_database, open_reader
 from node.errors import InvariantViolation, StoreError
 
 FORMAT_VERSION: Final = b"1"
@@ -217,6 +217,11 @@ class ChainStore:
         with self._database.transaction() as connection:
             _insert_epoch(connection, epoch_change)
 
+    def tip_and_leaves(self) -> tuple[StoredBlock, dict[bytes, bytes]]:
+        """The last final block and the state after it, of one moment."""
+        with self._database.snapshot():
+            return self.tip(), self.leaves()
+
     def leaves(self) -> dict[bytes, bytes]:
         """The state at the tip, in key order."""
         rows = self._database.rows("SELECT key, value FROM leaves ORDER BY key")
@@ -291,6 +296,12 @@ def open_chain_store(
             if epoch is not None:
                 _insert_epoch(connection, epoch)
     return store
+
+
+def open_chain_reader(path: Path) -> ChainStore:
+    """The chain at `path` for reading only, also while a node writes it. Raises StoreError."""
+    identity = {"kind": b"agora chain", "version": FORMAT_VERSION}
+    return ChainStore(open_reader(path, identity=identity))
 
 
 def chain_exists(path: Path) -> bool:

@@ -1,0 +1,155 @@
+"""`status`, `peers`, `metagraph`, `explain`: what the node and its ledger say.
+
+`status` and `peers` ask the running node; `metagraph` and `explain` read the final state from disk
+and need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from node.command.directory import find_directory
+from node.command.option import data_dir_option, json_option, print_json
+from node.local_api import open_local_api
+
+
+@click.command()
+@data_dir_option
+@json_option
+def status(data_dir: Path | None, as_json: bool) -> None:
+    """What the running node is doing."""
+    _show(open_local_api(find_directory(data_dir)).get("/status"), as_json=as_json)
+
+
+@click.command()
+@data_dir_option
+@json_option
+def peers(data_dir: Path | None, as_json: bool) -> None:
+    """Whom the running node is connected to."""
+    _show(open_local_api(find_directory(data_dir)).get("/peers"), as_json=as_json)
+
+
+@click.command()
+@data_dir_option
+@json_option
+def metagraph(data_dir: Path | None, as_json: bool) -> None:
+    """Stake, rank, trust and weights of every peer after the last final block."""
+    from node import chain_view
+
+    view = chain_view.read_chain(find_directory(data_dir))
+    facts = chain_view.metagraph(view)
+    if as_json:
+        print_json(facts)
+        return
+    state = "open" if facts["open"] else "closed: nothing is emitted"
+    click.echo(f"network {facts['network']}, height {facts['height']}, epoch {facts['epoch']}")
+    issued, pool = (chain_view.tokens(facts[name]) for name in ("issued", "pool"))
+    click.echo(f"{state}, {issued} tokens issued, {pool} of them in the pool")
+    _print_table(
+        [
+            {
+                "uid": row["uid"],
+                "peer": row["peer_id"],
+                "stake": chain_view.tokens(row["stake"]),
+                "scaling": f"{row['scaling']:.3f}",
+                "rank": f"{row['rank']:.4f}",
+                "trust": f"{row['trust']:.4f}",
+                "weights": len(row["weights"]),
+                "votes": "jailed" if row["jailed"] else ("yes" if row["power"] else ""),
+            }
+            for row in facts["peers"]
+        ]
+    )
+
+
+@click.command()
+@click.option("--peer", required=True, metavar="PEER", help="A peer id, account or uid.")
+@data_dir_option
+@json_option
+def explain(peer: str, data_dir: Path | None, as_json: bool) -> None:
+    """Why a peer earns what it earns, from the newest snapshot of the ledger."""
+    from node import chain_view
+
+    view = chain_view.read_chain(find_directory(data_dir))
+    facts = chain_view.explain(view, view.uid_of(peer))
+    if as_json:
+        print_json(facts)
+        return
+    row = facts["peer"]
+    click.echo(f"peer {row['peer_id']} (uid {row['uid']}) at height {facts['height']}")
+    stake, pending = chain_view.tokens(row["stake"]), chain_view.tokens(row["pending"])
+    click.echo(f"stake {stake} tokens, {pending} pending until it next publishes weights")
+    if not facts["in_snapshot"]:
+        click.echo("it is younger than the newest snapshot: trust 1/2 until the next boundary")
+        return
+    for giver in facts["from"]:
+        click.echo(
+            f"  rank {giver['rank']:.4f} = share {giver['share']:.4f} x weight "
+            f"{giver['weight']:.4f} from uid {giver['uid']} {giver['peer_id']}"
+        )
+    click.echo(f"rank {facts['rank']:.4f}, of it from others {facts['rank_received']:.4f}")
+    click.echo(
+        f"peers with {facts['connected_share']:.1%} of the scaled stake reach it: "
+        f"trust {facts['trust']:.4f}"
+    )
+    click.echo(f"its share of all incentive is {facts['incentive_share']:.2%}")
+    if not facts["open"]:
+        click.echo("the network is closed (loss >= 0): nothing is emitted or paid out")
+
+
+def _show(value: Any, *, as_json: bool) -> None:
+    """A view of the node's interface: mappings as lines, lists of mappings as a table."""
+    if as_json:
+        print_json(value)
+    elif isinstance(value, Mapping):
+        _print_mapping(value)
+    elif isinstance(value, Sequence) and all(isinstance(row, Mapping) for row in value):
+        _print_table(value)
+    else:
+        click.echo(str(value))
+
+
+def _print_mapping(value: Mapping[str, Any]) -> None:
+    width = max((len(name) for name in value), default=0)
+    for name, item in value.items():
+        if isinstance(item, list) and item and all(isinstance(row, Mapping) for row in item):
+            click.echo(f"{name}:")
+            _print_table(item)
+        else:
+            click.echo(f"{name.replace('_', ' '):{width}}  {_text(item)}")
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        click.echo("none")
+        return
+    table = Table(box=None, pad_edge=False)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    for name in names:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(_text(row.get(name)) for name in names))
+    Console(highlight=False).print(table, markup=False)
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}"
+        case list():
+            return " ".join(_text(each) for each in value) or "-"
+        case dict():
+            return ", ".join(f"{name} {_text(each)}" for name, each in value.items()) or "-"
+        case _:
+            return str(value)
