@@ -56,7 +56,7 @@ class Views(Protocol):
 
     def counters(self) -> dict[str, int]: ...
 
-    async def submit(self, transaction: bytes) -> Json:
+    async def submit_encoded(self, data: bytes) -> Json:
         """Check, keep and gossip a transaction; raises ValueError with the reason it is refused."""
 
 
@@ -120,7 +120,7 @@ def application(views: Views, token: str) -> Starlette:
             if len(body) > BODY_BYTES_MAX:
                 return JSONResponse({"error": "too large"}, status_code=413)
         try:
-            return JSONResponse(await views.submit(bytes.fromhex(body.decode("ascii"))))
+            return JSONResponse(await views.submit_encoded(bytes.fromhex(body.decode("ascii"))))
         except ValueError as error:
             return JSONResponse({"error": str(error)}, status_code=400)
 

@@ -100,7 +100,7 @@ class Config:
         ),
     )
     model: str = field(
-        default="bytes", metadata=_help("Model to serve and train.", choices=("bytes", "none"))
+        default="bytes", metadata=_help("Model to serve and train.", choices=("bytes", "test", "none"))
     )
     train: bool = field(default=True, metadata=_help("Train and ask other peers."))
     participate: bool = field(

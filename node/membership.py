@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -163,17 +164,17 @@ class Membership:
             current = self._desk.state
             if self.uid is not None or current.height - height > AGE_MAX:
                 return
-            work = await trio.to_thread.run_sync(
-                lambda: find_work(
-                    state.chain_id,
-                    self._owner,
-                    self._peer_key,
-                    ancestor,
-                    current.work_target,
-                    start=start,  # noqa: B023 - awaited before it changes
-                    tries=WORK_TRIES,
-                )
+            search = partial(
+                find_work,
+                state.chain_id,
+                self._owner,
+                self._peer_key,
+                ancestor,
+                current.work_target,
+                start=start,
+                tries=WORK_TRIES,
             )
+            work = await trio.to_thread.run_sync(search)
             start += WORK_TRIES
         content = Subscribe(
             peer_key=self._peer_key, ancestor=height, work=work, announcement=self._announcement

@@ -9,9 +9,10 @@ import trio
 from numpy.typing import NDArray
 
 from node.errors import CallTimeout, DataError
-from node.neuron import Corpus, Neuron, TrainingReport, load_corpus, train
-from node.neuron.corpus import TEXT_BYTES_MIN
+from node.neuron.corpus import TEXT_BYTES_MIN, Corpus, load_corpus
+from node.neuron.loop import TrainingReport, train
 from node.neuron.model import PEERS_MAX
+from node.neuron.neuron import Neuron
 
 Array = NDArray[np.float32]
 
