@@ -137,7 +137,7 @@ class ModelCaller:
         )
         try:
             for part in parts:
-                check_values(part)
+                check_values(part, is_gradient=job.head.kind is Kind.BACKWARD)
         except RemoteProtocolError:
             return Failure(code=FailureCode.INTERNAL, detail="the model's output is out of range")
         kind = Kind.GRADIENT if job.head.kind is Kind.BACKWARD else Kind.RESULT

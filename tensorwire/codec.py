@@ -128,9 +128,9 @@ def _check_header(header: Header, limits: Limits) -> None:
         case Kind.RESULT:
             if len(parts) != 1:
                 raise _malformed("a result has one part")
-            _check_answer(parts, limits)
+            _check_answer(parts, limits, is_gradient=False)
         case Kind.GRADIENT:
-            _check_answer(parts, limits)
+            _check_answer(parts, limits, is_gradient=True)
         case Kind.FAILURE:
             if header.failure is None or parts:
                 raise _malformed("a failure has a code and no parts")
@@ -147,22 +147,18 @@ def _check_output_gradient(parts: tuple[PartSpec, ...], limits: Limits) -> None:
     gradient = parts[-1]
     if gradient.modality is not Modality.TENSOR:
         raise _malformed("the last part of a backward request is the gradient, a TENSOR")
-    check_spec(gradient, limits)
-    if gradient.dtype not in GRADIENT_DTYPES:
-        raise RemoteProtocolError(
-            FailureCode.BAD_DTYPE, f"a gradient in {gradient.dtype.name} would lose its values"
-        )
+    check_spec(gradient, limits, is_gradient=True)
     expected = output_shape(parts[:-1])
     if gradient.shape[:2] != expected:
         detail = f"a gradient of {gradient.shape[:2]} for an output of {expected}"
         raise RemoteProtocolError(FailureCode.BAD_SHAPE, detail)
 
 
-def _check_answer(parts: tuple[PartSpec, ...], limits: Limits) -> None:
+def _check_answer(parts: tuple[PartSpec, ...], limits: Limits, *, is_gradient: bool) -> None:
     for spec in parts:
-        check_spec(spec, limits)
         if spec.modality is Modality.TEXT:
             raise _malformed("an answer has no TEXT")
+        check_spec(spec, limits, is_gradient=is_gradient)
 
 
 def _decode_part(part: wire_pb2.Part) -> PartSpec:

@@ -135,8 +135,9 @@ class _Exchange:
             digest = self._header.payload_digest
             if digest and digest != _payload_digest(parts):
                 raise RemoteProtocolError(FailureCode.BAD_VALUE, "the payload's digest differs")
-            for part in parts:
-                check_values(part, vocabulary=vocabulary)
+            gradients = _gradients(self._header.kind, parts)
+            for index, part in enumerate(parts):
+                check_values(part, vocabulary=vocabulary, is_gradient=index in gradients)
         except RemoteProtocolError:
             self._state = State.FAULTED
             raise
@@ -392,6 +393,17 @@ def _request_head(header: Header) -> RequestHead:
         receipt_wanted=header.receipt_wanted,
         payload_bytes=header.payload_bytes,
     )
+
+
+def _gradients(kind: Kind, parts: tuple[Part, ...]) -> range:
+    """Which parts of a frame are gradients: all of a GRADIENT, the last of a BACKWARD."""
+    match kind:
+        case Kind.GRADIENT:
+            return range(len(parts))
+        case Kind.BACKWARD:
+            return range(len(parts) - 1, len(parts))
+        case _:
+            return range(0)
 
 
 def _payload_digest(parts: tuple[Part, ...]) -> bytes:

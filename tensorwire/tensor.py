@@ -202,9 +202,10 @@ def payload_bytes(dtype: DType, elements: int) -> int:
     return elements * ITEM_BYTES[dtype]
 
 
-def check_spec(spec: PartSpec, limits: Limits) -> None:
+def check_spec(spec: PartSpec, limits: Limits, *, is_gradient: bool = False) -> None:
     """Rank, dimensions and dtype of one part; raises `RemoteProtocolError`.
 
+    A gradient has the shape of what it belongs to, and the dtypes of gradients.
     Nothing has been allocated yet, so that a lie costs the receiver only this look.
     """
     if len(spec.shape) != RANKS[spec.modality]:
@@ -225,8 +226,9 @@ def check_spec(spec: PartSpec, limits: Limits) -> None:
             raise _shape_fault(spec, f"a dimension is not within 1..{bound}")
     if spec.modality is Modality.SPEECH and spec.shape[2] != SPEECH_SAMPLES:
         raise _shape_fault(spec, f"{SPEECH_SAMPLES} samples per step expected")
-    if spec.dtype not in DTYPES[spec.modality]:
-        detail = f"{spec.dtype.name} is not a dtype of {spec.modality.name}"
+    if spec.dtype not in (GRADIENT_DTYPES if is_gradient else DTYPES[spec.modality]):
+        kind = "a gradient" if is_gradient else spec.modality.name
+        detail = f"{spec.dtype.name} is not a dtype of {kind}"
         raise RemoteProtocolError(FailureCode.BAD_DTYPE, detail)
 
 
@@ -247,7 +249,9 @@ def check_specs(specs: Sequence[PartSpec], limits: Limits) -> None:
         raise RemoteProtocolError(FailureCode.TOO_LARGE, detail)
 
 
-def check_values(part: Part, *, vocabulary: int = VOCABULARY_MAX) -> None:
+def check_values(
+    part: Part, *, vocabulary: int = VOCABULARY_MAX, is_gradient: bool = False
+) -> None:
     """Token ids in range, floats finite and bounded; raises `RemoteProtocolError` (BAD_VALUE)."""
     tensor = part.tensor
     fits: bool
@@ -256,7 +260,8 @@ def check_values(part: Part, *, vocabulary: int = VOCABULARY_MAX) -> None:
             tokens = tensor.to_numpy()
             fits = bool(tokens.min() >= 0 and tokens.max() < vocabulary)
         case DType.FLOAT32:
-            bound = SPEECH_VALUE_MAX if part.modality is Modality.SPEECH else VALUE_MAX
+            is_sound = part.modality is Modality.SPEECH and not is_gradient
+            bound = SPEECH_VALUE_MAX if is_sound else VALUE_MAX
             values = tensor.to_numpy()  # min and max propagate NaN, which fails both comparisons
             fits = bool(values.min() >= -bound and values.max() <= bound)
         case DType.FLOAT16:

@@ -1,0 +1,1 @@
+"""The tensor protocol and its queue."""
