@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from p2p.memory import open_hub
 from p2p.network import Network, Stream
 
 TEST_TIMEOUT_S = 60
+
+SCALE = int(os.environ.get("AGORA_TEST_SCALE", "1"))
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 

@@ -281,7 +281,7 @@ async def test_an_exception_in_the_block_resets_the_stream(pair: tuple[Network, 
             done.set()
 
     await server.serve("/watch/1", handler)
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError):  # noqa: PT012
         async with client.open_stream(server.peer_id, "/watch/1") as stream:
             await stream.send_all(b"x")
             raise KeyError
@@ -308,7 +308,7 @@ async def test_serving_and_not_serving(pair: tuple[Network, Network]) -> None:
         await server.serve(ECHO, echo)
     await server.unserve(ECHO)
     await server.unserve(ECHO)
-    with pytest.raises((p2p.ProtocolUnsupported, p2p.StreamReset)):
+    with pytest.raises((p2p.ProtocolUnsupported, p2p.StreamReset)):  # noqa: PT012
         async with client.open_stream(server.peer_id, ECHO) as stream:
             await stream.send_all(b"x")
             await stream.receive_some()
@@ -326,7 +326,7 @@ async def test_a_failing_handler_ends_its_stream_only(pair: tuple[Network, Netwo
     async with client.open_stream(server.peer_id, ECHO) as healthy:
         await healthy.send_all(b"before")
         assert await healthy.receive_some() == b"before"
-        with pytest.raises(p2p.StreamReset):
+        with pytest.raises(p2p.StreamReset):  # noqa: PT012
             async with client.open_stream(server.peer_id, "/broken/1") as stream:
                 await stream.send_all(b"x")
                 await stream.receive_some()
@@ -338,7 +338,7 @@ async def test_a_failing_handler_ends_its_stream_only(pair: tuple[Network, Netwo
 @on_both
 async def test_losing_the_connection_resets_its_streams(pair: tuple[Network, Network]) -> None:
     server, client = pair
-    with pytest.raises(p2p.StreamReset):
+    with pytest.raises(p2p.StreamReset):  # noqa: PT012
         async with client.open_stream(server.peer_id, ECHO) as stream:
             await stream.send_all(b"x")
             assert await stream.receive_some() == b"x"
