@@ -1,0 +1,1 @@
+"""Deterministic simulation of whole networks over the real engine, codec and state transition."""
