@@ -15,7 +15,6 @@ from typing import Final, Protocol
 import trio
 
 from consensus.account import Announcement
-from consensus.crypto import Signer
 from consensus.params import WEIGHT_ONE, Parameters
 from consensus.state import State
 from consensus.transaction import (
@@ -76,7 +75,6 @@ class Membership:
         parameters: Parameters,
         *,
         owner: AccountId,
-        owner_signer: Signer | None,
         peer_key: PeerKey,
         announcement: Announcement,
         scores: Callable[[], Mapping[PeerId, float]],
@@ -84,7 +82,6 @@ class Membership:
         self._desk = desk
         self._parameters = parameters
         self._owner = owner
-        self._owner_signer = owner_signer
         self._peer_key = peer_key
         self._announcement = announcement
         self._scores = scores
@@ -152,8 +149,6 @@ class Membership:
 
     async def _subscribe(self) -> None:
         """Work on one recent ancestor until found, entered by somebody, or too old."""
-        if self._owner_signer is None:
-            return
         state = self._desk.state
         depth = ANCESTOR_MARGIN
         if len(state.ancestors) < depth:

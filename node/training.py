@@ -15,6 +15,7 @@ import trio
 from node.config import Config, parse_shard
 from node.dendrite import Dendrite
 from node.errors import NeuronMissing
+from node.model import Model
 from node.neuron.corpus import Corpus, load_corpus
 from p2p.identity import PeerId
 
@@ -49,6 +50,13 @@ async def open_neuron(config: Config, peer_id: PeerId, corpus: Corpus) -> Neuron
         return Neuron(corpus, dim=DIM, seed=seed)
 
     return await trio.to_thread.run_sync(make)
+
+
+def served(neuron: Neuron) -> Model:
+    """The learner as what an exchange server serves."""
+    from node.neuron.serving import ServedNeuron
+
+    return ServedNeuron(neuron)
 
 
 async def learn(

@@ -25,7 +25,10 @@ REFRESH_S: Final = 5.0  # how old an announced height may get
 
 
 class Greeter:
-    """Greets while `run` runs; `met` is called with each peer that belongs here, once."""
+    """Greets while `run` runs; `met` is called with each peer that belongs here, once.
+
+    `somebody` is set when the first peer was met.
+    """
 
     def __init__(
         self, network: Network, *, status: Callable[[], Status], met: Callable[[PeerId], None]
@@ -33,6 +36,7 @@ class Greeter:
         self._network = network
         self._status = status
         self._met = met
+        self.somebody = trio.Event()
         self._statuses: dict[PeerId, Status] = {}
         self.counters: Counter[str] = Counter()
 
@@ -97,6 +101,7 @@ class Greeter:
         self._statuses[peer] = status
         if is_new:
             self.counters["peers_met"] += 1
+            self.somebody.set()
             self._met(peer)
 
     def _part(self, peer: PeerId) -> None:
