@@ -42,7 +42,7 @@ from consensus.bonding import (
 )
 from consensus.crypto import Ed25519Verifier, Verifier
 from consensus.entries import seal
-from consensus.epoch import block_kind, boundary_height
+from consensus.epoch import boundary_height
 from consensus.errors import (
     BlockFault,
     DecodeError,
@@ -265,8 +265,6 @@ def check_header(state: State, header: Header, parameters: Parameters) -> None:
         raise InvalidBlock(BlockFault.WRONG_EPOCH, f"{header.epoch}, not {epoch}")
     if header.height <= state.height or (not closes and header.height != state.height + 1):
         raise InvalidBlock(BlockFault.WRONG_HEIGHT, f"{header.height} on {state.height}")
-    if header.kind is not block_kind(epoch, header.height, parameters.blocks_per_epoch):
-        raise InvalidBlock(BlockFault.WRONG_KIND)
     if header.time_ms <= state.time_ms:
         raise InvalidBlock(BlockFault.TIME_NOT_INCREASING)
     if not closes and header.vset_hash != state.voters.hash:
