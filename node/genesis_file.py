@@ -24,7 +24,7 @@ from consensus.genesis_text import genesis_from_json, genesis_to_json
 from consensus.params import Parameters
 from consensus.types import TOKEN, AccountId, Amount, Modality, PeerKey, Uid
 from consensus.weights import rounded_row, self_row
-from node.errors import GenesisError, KeyExists
+from node.errors import GenesisError, KeyExists, KeystoreError
 from node.keystore import write_once
 
 LOCAL_STAKE: Final = 1_000 * TOKEN
@@ -65,9 +65,7 @@ def local_genesis(
                 peer_key=PeerKey(founder.peer),
                 stake=Amount(founder.stake),
                 bond=None if founder.bond is None else Amount(founder.bond),
-                announcement=Announcement(
-                    modality=modality, dim=MODEL_DIM, vocabulary=MODEL_VOCABULARY
-                ),
+                announcement=own_announcement(modality),
                 row=rounded_row(others) if others else self_row(Uid(uid)),
             )
         )
@@ -82,6 +80,19 @@ def local_genesis(
         )
     except ConsensusError as error:
         raise GenesisError(f"genesis: {error}") from None
+
+
+def own_announcement(modality: Modality = Modality.TEXT) -> Announcement:
+    """What a node with the byte model announces before it runs."""
+    return Announcement(modality=modality, dim=MODEL_DIM, vocabulary=MODEL_VOCABULARY)
+
+
+def write_genesis(path: Path, genesis: Genesis) -> None:
+    """Write a genesis to a new file. Raises GenesisError when the name is taken."""
+    try:
+        write_once(path, genesis_to_json(genesis).encode())
+    except KeystoreError as error:
+        raise GenesisError(str(error)) from None
 
 
 def load_genesis(path: Path) -> Genesis:
