@@ -6,8 +6,9 @@ topics nothing but topic and data is sent (StrictNoSign), and the id is
 and the id is `from || seqno`, the default of go-libp2p, js-libp2p and py-libp2p.
 
 Signing follows libp2p/specs pubsub/README.md, "Message Signing": Ed25519 over
-`"libp2p-pubsub:" || the message without its signature`. Deviation: authors whose key is not Ed25519
-cannot be verified here; their messages are ignored, without penalty for whoever forwards them.
+`"libp2p-pubsub:" || the message without its signature`. Deviations: the message is signed without
+its key too, as go-libp2p, js-libp2p and py-libp2p do; authors whose key is not Ed25519 cannot be
+verified here, and their messages are ignored, without penalty for whoever forwards them.
 """
 
 from __future__ import annotations
@@ -106,9 +107,7 @@ def is_signed_by(message: WireMessage, author: PeerId) -> bool:
         return False
     if message.key and message.key != ED25519_KEY_PREFIX + author.public_key:
         return False
-    unsigned = WireMessage(
-        message.topic, message.data, message.source, message.seqno, key=message.key
-    )
+    unsigned = WireMessage(message.topic, message.data, message.source, message.seqno)
     signed = SIGNING_PREFIX + encode_message(unsigned)
     return verify(author.public_key, signed, message.signature)
 

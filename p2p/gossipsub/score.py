@@ -301,7 +301,9 @@ def _colocation_group(address: str, scoring: PeerScoring) -> str:
         ip = ipaddress.ip_address(parts[2])
     except ValueError:
         return ""
-    if ip.is_private and not scoring.colocation_of_private:
+    if ip.version == 6 and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if not ip.is_global and not scoring.colocation_of_private:
         return ""
     if ip.version == 6:
         return str(ipaddress.ip_network((int(ip) >> 64 << 64, 64)))

@@ -10,10 +10,9 @@ import pytest
 import trio
 import trio.testing
 
-from p2p.errors import PayloadTooLarge
 from p2p.gossipsub import Gossipsub, MessageRefused, content_id, open_gossip
 from p2p.gossipsub.message import WireMessage
-from p2p.network import Message, Overflow, TopicOptions, Verdict
+from p2p.network import Message, Verdict
 from tests.p2p.gossipsub.doubles import MemorySwitch
 
 TOPIC = "votes"
