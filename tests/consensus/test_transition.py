@@ -421,7 +421,7 @@ def test_a_supply_that_does_not_add_up_ends_the_node(chain: LedgerChain) -> None
 
 
 def test_every_reason_that_the_ledger_gives_is_reached_here() -> None:
-    named = set(re.findall(r"Fault\.([A-Z_]+)", Path(__file__).read_text()))
+    named = set(re.findall(r"\bFault\.([A-Z_]+)", Path(__file__).read_text()))
     assert {fault.name for fault in Fault} == named
 
 
