@@ -301,7 +301,10 @@ class SecureConnection(Connection):
                     await trio.lowlevel.wait_writable(self._fd)
                 except trio.ClosedResourceError:
                     return
-                self._unsent = self._unsent[self._offer_socket(self._unsent) :]
+                sent = self._offer_socket(self._unsent)
+                if self._is_closed:
+                    return  # offering met a broken socket: its number may be another's by now
+                self._unsent = self._unsent[sent:]
             self._return_loan()
             self.flush()
             if not self._unsent:

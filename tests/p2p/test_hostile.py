@@ -1,0 +1,121 @@
+"""A node process among strangers: it stays up, serves an honest peer meanwhile, and forgets them.
+
+Every attack of `tests.p2p.strangers` runs against one and the same process. `AGORA_TEST_SCALE=10`
+gives each fuzzer 2,000 inputs, 1,000 half-open sockets, 10,000 streams and 10,000 connects.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+import p2p
+from p2p.multiaddress import Address
+from tests.p2p.networks import ECHO, SCALE, identity, receive_all
+from tests.p2p.strangers import ATTACKS, Attack, Target
+from tests.p2p.victim import HOLDINGS
+
+INPUTS = 200 * SCALE
+ECHO_S_MAX = 2.0
+"""An honest echo under attack, on a machine with two busy cores."""
+
+DIAL_S_MAX = 3.0
+RECOVERY_S_MAX = 15.0
+RSS_GROWTH_MAX_BYTES = 64 * 1024 * 1024
+
+pytestmark = pytest.mark.network
+
+
+@pytest.fixture(scope="module")
+def victim() -> Iterator[Address]:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-m", "tests.p2p.victim"]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield Address.parse(process.stdout.readline().strip())
+        assert process.poll() is None, "the process has ended"
+        process.kill()
+
+
+async def holdings(network: p2p.Network, peer_id: p2p.PeerId) -> dict[str, int]:
+    """What the victim holds now."""
+    async with network.open_stream(peer_id, HOLDINGS) as stream:
+        await stream.send_eof()
+        told: dict[str, int] = json.loads(await receive_all(stream))
+    return told
+
+
+async def be_honest(network: p2p.Network, peer_id: p2p.PeerId, delays_s: list[float]) -> None:
+    """Ask for echoes without end and note how long each takes."""
+    while True:
+        start_s = trio.current_time()
+        async with network.open_stream(peer_id, ECHO) as stream:
+            await stream.send_all(b"are you still there?")
+            await stream.send_eof()
+            assert await receive_all(stream) == b"are you still there?"
+        delays_s.append(trio.current_time() - start_s)
+        await trio.sleep(0.02)
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize("source", ["127.0.0.1"])
+async def test_attack(victim: Address, attack: Attack, source: str) -> None:
+    target = Target(victim, random.Random(7), INPUTS, source)
+    async with p2p.open_network(identity(2)) as honest:
+        peer_id = await honest.connect(str(victim))
+        await p2p.ping(honest, peer_id)
+        before = await holdings(honest, peer_id)
+        delays_s: list[float] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(be_honest, honest, peer_id, delays_s)
+            await attack(target)
+            nursery.cancel_scope.cancel()
+        assert delays_s, "no echo came back at all"
+        assert max(delays_s) <= ECHO_S_MAX
+        after = await recovered(honest, peer_id, before)
+        assert after["handlers_failed"] == 0 if "handlers_failed" in after else True
+    async with p2p.open_network(identity(3)) as newcomer:
+        with trio.fail_after(DIAL_S_MAX):
+            await newcomer.connect(str(victim))
+
+
+async def recovered(
+    network: p2p.Network, peer_id: p2p.PeerId, before: dict[str, int]
+) -> dict[str, int]:
+    """Wait for the baseline: tasks, descriptors and buffers as before, memory within its bound."""
+    now: dict[str, int] = {}
+    excess: dict[str, int] = {}
+    with trio.move_on_after(RECOVERY_S_MAX):
+        while True:
+            now = await holdings(network, peer_id)
+            excess = {
+                name: now[name] - before[name]
+                for name in ("tasks", "descriptors", "unread_bytes", "streams")
+                if now[name] > before[name]
+            }
+            if not excess:
+                break
+            await trio.sleep(0.1)
+    assert not excess, f"not given back: {excess}"
+    assert now["rss_bytes"] - before["rss_bytes"] <= RSS_GROWTH_MAX_BYTES
+    return now
+
+
+async def test_a_newcomer_is_let_in_among_half_open_sockets(victim: Address) -> None:
+    """From another address than the attacker's, and from the same."""
+    target = Target(victim, random.Random(1), INPUTS, "127.0.0.2")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ATTACKS[3], target)
+        await trio.sleep(0.3)
+        async with p2p.open_network(identity(4)) as newcomer:
+            start_s = trio.current_time()
+            await newcomer.connect(str(victim))
+            assert trio.current_time() - start_s <= DIAL_S_MAX
+        nursery.cancel_scope.cancel()
