@@ -1,0 +1,379 @@
+"""The trials: what Agora's network and a foreign peer must be able to do with each other.
+
+The rule: each trial is one conversation between a fresh network made by `p2p.open_network` and a
+fresh foreign process; it returns a remark or nothing when it passes, and raises when it does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from interop.peers.port import (
+    DIGEST,
+    ECHO,
+    PAUSE_S,
+    SLOW,
+    ForeignPeer,
+    PeerOptions,
+)
+from p2p import Identity, Limits, Network, Stream, TopicOptions, open_network
+from p2p.backend.switch import open_switch
+from p2p.gossipsub.parameters import MeshParameters
+from p2p.gossipsub.shell import open_gossip
+from p2p.kademlia.multihash import provider_key
+from p2p.network import PubSub
+
+LISTEN = ("/ip4/127.0.0.1/tcp/0",)
+PING = "/ipfs/ping/1.0.0"
+AGORA_KADEMLIA = "/agora/kad/1.0.0"
+IPFS_KADEMLIA = "/ipfs/kad/1.0.0"
+
+ECHO_BYTES = 10 * 1024 * 1024
+CHUNK_BYTES = 64 * 1024
+
+TRIAL_TIMEOUT_S = 90.0
+"""A paused echo takes 10 s, a DHT query of a foreign peer up to 20 on a busy machine."""
+
+TOPIC = "interop"
+MESSAGES = 5
+
+OpenPeer = Callable[[PeerOptions], AbstractAsyncContextManager[ForeignPeer]]
+Trial = Callable[[OpenPeer], Awaitable[str | None]]
+
+
+class TrialFailed(Exception):
+    """The other side did not do, or get, what the trial wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class Greatest:
+    """Namespace t of the trials: every value is valid, the greatest is best."""
+
+    def validate(self, key: bytes, value: bytes) -> None:
+        """Accept."""
+
+    def select(self, key: bytes, values: Sequence[bytes]) -> int:
+        """The greatest."""
+        return values.index(max(values))
+
+
+@asynccontextmanager
+async def pair(
+    open_peer: OpenPeer, *, dial: bool = True, kademlia: str = IPFS_KADEMLIA, signed: bool = True
+) -> AsyncIterator[tuple[Network, ForeignPeer]]:
+    """Our network and a foreign peer; connected by our dial, unless told otherwise."""
+    options = PeerOptions(kademlia_protocol=kademlia, signed=signed)
+    async with (
+        open_peer(options) as theirs,
+        open_network(
+            Identity.generate(),
+            listen=LISTEN,
+            kademlia_protocol=kademlia,
+            record_validators={"t": Greatest()},
+        ) as ours,
+    ):
+        await ours.serve(ECHO, _echo)
+        await ours.serve(SLOW, _slow)
+        await ours.serve(DIGEST, _digest)
+        if dial:
+            await ours.connect(theirs.addresses[0])
+        yield ours, theirs
+
+
+async def we_dial(open_peer: OpenPeer) -> None:
+    """We connect to them."""
+    async with pair(open_peer) as (ours, theirs):
+        expect(theirs.peer_id in ours.peers, "not connected")
+
+
+async def they_dial(open_peer: OpenPeer) -> None:
+    """They connect to us."""
+    async with pair(open_peer, dial=False) as (ours, theirs):
+        await theirs.dial(ours.addresses[0])
+        await until(lambda: theirs.peer_id in ours.peers, "not connected")
+
+
+async def identify_theirs(open_peer: OpenPeer) -> None:
+    """We learn by identify where a peer that dialled us listens."""
+    async with pair(open_peer, dial=False) as (ours, theirs):
+        await theirs.dial(ours.addresses[0])
+        await until(
+            lambda: theirs.addresses[0] in ours.addresses_of(theirs.peer_id),
+            "its address was not learned",
+        )
+
+
+async def identify_ours(open_peer: OpenPeer) -> None:
+    """They learn by identify what we speak."""
+    async with pair(open_peer) as (ours, theirs):
+        for _ in range(100):
+            if await theirs.identified(ours.peer_id) >= {ECHO, SLOW, DIGEST, PING, IPFS_KADEMLIA}:
+                return
+            await trio.sleep(0.05)
+        raise TrialFailed(f"it knows {sorted(await theirs.identified(ours.peer_id))}")
+
+
+async def ping_both(open_peer: OpenPeer) -> None:
+    """Each pings the other."""
+    async with pair(open_peer) as (ours, theirs):
+        await theirs.ping(ours.peer_id)
+        async with ours.open_stream(theirs.peer_id, PING) as stream:
+            await stream.send_all(b"p" * 32)
+            back = b""
+            while len(back) < 32:
+                back += await stream.receive_some(32)
+            expect(back == b"p" * 32, "another pong than the ping")
+
+
+async def we_echo(open_peer: OpenPeer) -> None:
+    """10 MiB there and back on our stream, with half-close."""
+    async with pair(open_peer) as (ours, theirs):
+        await _round_trip(ours, theirs, ECHO, pause_s=0)
+
+
+async def they_echo(open_peer: OpenPeer) -> None:
+    """10 MiB there and back on their stream, with half-close."""
+    async with pair(open_peer) as (ours, theirs):
+        back = await theirs.round_trip(ours.peer_id, ECHO, ECHO_BYTES)
+        expect(back.received_bytes == ECHO_BYTES and back.equal, f"came back: {back}")
+
+
+async def they_pause(open_peer: OpenPeer) -> None:
+    """They read nothing for 8 s of the 10 MiB that we send."""
+    async with pair(open_peer) as (ours, theirs):
+        await _round_trip(ours, theirs, SLOW, pause_s=0)
+
+
+async def we_pause(open_peer: OpenPeer) -> None:
+    """We read nothing for 8 s of the 10 MiB that they send."""
+    async with pair(open_peer) as (ours, theirs):
+        back = await theirs.round_trip(ours.peer_id, SLOW, ECHO_BYTES)
+        expect(back.received_bytes == ECHO_BYTES and back.equal, f"came back: {back}")
+
+
+async def digest(open_peer: OpenPeer) -> None:
+    """They read all that we send until its end, and answer only then."""
+    async with pair(open_peer) as (ours, theirs):
+        sent = bytes(range(256)) * 4096
+        async with ours.open_stream(theirs.peer_id, DIGEST) as stream:
+            await stream.send_all(sent)
+            await stream.send_eof()
+            answer = b""
+            async for data in stream:
+                answer += data
+        expect(answer == hashlib.sha256(sent).digest(), "another digest")
+
+
+async def gossip_signed(open_peer: OpenPeer) -> None:
+    """Signed messages both ways in the mesh."""
+    async with pair(open_peer) as (ours, theirs):
+        await _gossip(ours, theirs, TopicOptions(signed=True))
+
+
+async def gossip_unsigned(open_peer: OpenPeer) -> None:
+    """Unsigned messages with content ids, as Agora's own topics, both ways in the mesh."""
+    async with pair(open_peer, signed=False) as (ours, theirs):
+        await _gossip(ours, theirs, TopicOptions())
+
+
+async def gossip_lazily(open_peer: OpenPeer) -> None:
+    """Both ways by IHAVE and IWANT only: we are in nobody's mesh and flood nothing."""
+    identity = Identity.generate()
+    outside = MeshParameters(
+        degree=0,
+        degree_low=0,
+        degree_high=0,
+        degree_out=0,
+        flood_publish=False,
+        heartbeat_s=0.5,
+    )
+    async with (
+        open_peer(PeerOptions()) as theirs,
+        open_switch(identity, Limits()) as switch,
+        open_gossip(switch, identity=identity, parameters=outside) as ours,
+    ):
+        await switch.listen(LISTEN)
+        await switch.connect(theirs.addresses[0])
+        await _gossip(ours, theirs, TopicOptions(signed=True))
+        counters = switch.counters() | ours.counters()
+        asked = sum(n for name, n in counters.items() if "iwant" in name.lower())
+        expect(asked > 0, f"no IWANT was counted: {sorted(counters)}")
+
+
+async def dht_providers(open_peer: OpenPeer) -> None:
+    """Announce and find a provider, both ways."""
+    await _providers(open_peer, IPFS_KADEMLIA)
+
+
+async def dht_providers_agora(open_peer: OpenPeer) -> None:
+    """The same under Agora's protocol id."""
+    await _providers(open_peer, AGORA_KADEMLIA)
+
+
+async def dht_records(open_peer: OpenPeer) -> None:
+    """Put and get a record, both ways; the record is a public key under its peer id."""
+    async with pair(open_peer) as (ours, theirs):
+        for number, (put, get) in enumerate(
+            ((ours.put_record, theirs.get), (theirs.put, ours.get_record))
+        ):
+            raw = Identity(bytes([number + 1]) * 32).peer_id.to_bytes()
+            key, value = b"/pk/" + raw, raw[2:]
+            await again(lambda put=put, key=key, value=value: put(key, value))  # type: ignore[misc]
+            expect(await get(key) == value, f"record {number} was not found")
+
+
+async def dht_records_agora(open_peer: OpenPeer) -> None:
+    """Put and get a record of a namespace of our own, both ways, under Agora's protocol id."""
+    async with pair(open_peer, kademlia=AGORA_KADEMLIA) as (ours, theirs):
+        await again(lambda: ours.put_record(b"/t/ours", b"1"))
+        expect(await theirs.get(b"/t/ours") == b"1", "they did not find our record")
+        await again(lambda: theirs.put(b"/t/theirs", b"2"))
+        expect(await ours.get_record(b"/t/theirs") == b"2", "we did not find their record")
+
+
+TRIALS: tuple[tuple[str, Trial], ...] = (
+    ("connect: we dial", we_dial),
+    ("connect: they dial", they_dial),
+    ("identify: they tell us", identify_theirs),
+    ("identify: we tell them", identify_ours),
+    ("ping, both ways", ping_both),
+    ("echo 10 MiB with half-close, we open", we_echo),
+    ("echo 10 MiB with half-close, they open", they_echo),
+    ("read to the end, then answer", digest),
+    ("they pause reading for 8 s", they_pause),
+    ("we pause reading for 8 s", we_pause),
+    ("gossip in mesh, signed, both ways", gossip_signed),
+    ("gossip in mesh, unsigned with content ids, both ways", gossip_unsigned),
+    ("gossip by IHAVE/IWANT only, both ways", gossip_lazily),
+    ("DHT provide and find, both ways, /ipfs/kad/1.0.0", dht_providers),
+    ("DHT put and get, both ways, /ipfs/kad/1.0.0", dht_records),
+    ("DHT provide and find, both ways, /agora/kad/1.0.0", dht_providers_agora),
+    ("DHT put and get, both ways, /agora/kad/1.0.0", dht_records_agora),
+)
+"""Every row of the matrix."""
+
+
+def expect(holds: bool, otherwise: str) -> None:
+    """Raise `TrialFailed` unless it holds."""
+    if not holds:
+        raise TrialFailed(otherwise)
+
+
+async def until(reached: Callable[[], bool], otherwise: str, *, timeout_s: float = 10.0) -> None:
+    """Wait for what another process brings about."""
+    with trio.move_on_after(timeout_s):
+        while not reached():  # noqa: ASYNC110 - another process has no event for us
+            await trio.sleep(0.02)
+        return
+    raise TrialFailed(otherwise)
+
+
+async def again(attempt: Callable[[], Awaitable[None]], *, times: int = 20) -> None:
+    """Repeat what can only succeed once the other side has taken us into its routing table."""
+    for _ in range(times - 1):
+        try:
+            return await attempt()
+        except Exception:  # noqa: BLE001 - whatever either side says: the last attempt raises it
+            await trio.sleep(0.25)
+    return await attempt()
+
+
+async def _providers(open_peer: OpenPeer, kademlia: str) -> None:
+    async with pair(open_peer, kademlia=kademlia) as (ours, theirs):
+        mine, other = provider_key(b"ours"), provider_key(b"theirs")
+
+        async def they_find() -> None:
+            await ours.provide(mine)
+            expect(await theirs.finds_provider(mine, ours.peer_id), "they did not find us")
+
+        async def we_find() -> None:
+            await theirs.provide(other)
+            found = await ours.find_providers(other)
+            expect(theirs.peer_id in found, "we did not find them")
+
+        await again(they_find)
+        await again(we_find)
+
+
+async def _gossip(ours: PubSub, theirs: ForeignPeer, options: TopicOptions) -> None:
+    await theirs.subscribe(TOPIC)
+    async with ours.subscribe(TOPIC, options=options) as messages:
+        await until(lambda: theirs.peer_id in ours.topic_peers(TOPIC), "they did not subscribe")
+        for _ in range(200):
+            if await theirs.topic_peers(TOPIC):
+                break
+            await trio.sleep(0.05)
+        await trio.sleep(2.5)  # heartbeats of both, to build the mesh
+        sent = [f"ours {number}".encode() for number in range(MESSAGES)]
+        for data in sent:
+            await ours.publish(TOPIC, data)
+        await _received(theirs, sent)
+        wanted = {f"theirs {number}".encode() for number in range(MESSAGES)}
+        for data in sorted(wanted):
+            await theirs.publish(TOPIC, data)
+        with trio.move_on_after(20):
+            async for message in messages:
+                wanted.discard(message.data)
+                if not wanted:
+                    return
+        raise TrialFailed(f"we did not get {sorted(wanted)}")
+
+
+async def _received(theirs: ForeignPeer, sent: list[bytes]) -> None:
+    arrived: list[bytes] = []
+    for _ in range(200):
+        arrived = await theirs.received(TOPIC)
+        if set(sent) <= set(arrived):
+            break
+        await trio.sleep(0.1)
+    missing = sorted(set(sent) - set(arrived))
+    expect(not missing, f"they did not get {missing}")
+    expect(len(arrived) == len(sent), "they got a message twice")
+
+
+async def _round_trip(ours: Network, theirs: ForeignPeer, protocol: str, *, pause_s: float) -> None:
+    sent, back = hashlib.sha256(), hashlib.sha256()
+    received = 0
+    async with ours.open_stream(theirs.peer_id, protocol) as stream:
+
+        async def send() -> None:
+            for offset in range(0, ECHO_BYTES, CHUNK_BYTES):
+                chunk = bytes([offset // CHUNK_BYTES % 251]) * CHUNK_BYTES
+                sent.update(chunk)
+                await stream.send_all(chunk)
+            await stream.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await trio.sleep(pause_s)
+            async for data in stream:
+                back.update(data)
+                received += len(data)
+    expect(received == ECHO_BYTES, f"{received} bytes came back")
+    expect(sent.digest() == back.digest(), "other bytes came back")
+
+
+async def _echo(stream: Stream) -> None:
+    async for data in stream:
+        await stream.send_all(data)
+    await stream.send_eof()
+
+
+async def _slow(stream: Stream) -> None:
+    data = await stream.receive_some(CHUNK_BYTES)
+    await trio.sleep(PAUSE_S)
+    await stream.send_all(data)
+    await _echo(stream)
+
+
+async def _digest(stream: Stream) -> None:
+    total = hashlib.sha256()
+    async for data in stream:
+        total.update(data)
+    await stream.send_all(total.digest())
+    await stream.send_eof()
