@@ -94,7 +94,18 @@ class Line(Protocol):
 class Flow:
     """A backlog with a weight: the first ticket with its tags, and the line behind it."""
 
-    __slots__ = ("bytes", "debt", "finish", "first", "fluid", "is_floor", "items", "line", "peak")
+    __slots__ = (
+        "bytes",
+        "debt",
+        "finish",
+        "first",
+        "fluid",
+        "is_floor",
+        "items",
+        "line",
+        "peak",
+        "peak_by_weight",
+    )
 
     def __init__(self, weight: int, line: Line, *, is_floor: bool = False) -> None:
         self.fluid = Fluid(weight)
@@ -105,7 +116,8 @@ class Flow:
         self.debt = 0  # virtual time charged since the first ticket got its tags
         self.items = 0
         self.bytes = 0
-        self.peak = -1  # occupancy ÷ weight of its entry in the heap of the largest
+        self.peak = -1  # occupancy of its entry in the heap of the largest; -1: it has none
+        self.peak_by_weight = -1
 
     @property
     def weight(self) -> int:

@@ -20,12 +20,13 @@ The queue has no clock: callers pass `now_ms`. Every operation is amortised O(lo
 Deviation: the paper weighs by s_j·w_ij; the caller passes s_i·w_ij as `weight` (DECISIONS.md).
 """
 
-from collections.abc import Callable, Iterator
-from heapq import heapify, heappop, heappush, heapreplace
+from collections.abc import Callable
+from heapq import heapify, heappop, heappush
 from typing import Any, Generic, cast
 
 from tensorwire.errors import InvariantViolation, LocalProtocolError, QueueRefusal
 from tensorwire.flow import FirstInFirstOut, Floor, Flow, Request, Sender, Standing, Ticket
+from tensorwire.occupancy import Occupancy
 from tensorwire.virtual_time import STALE_ENTRIES_MAX, FluidClock, virtual_cost, virtual_work
 
 FLOOR_SHARE_PPM = 20_000  # 2 %: enough to be heard, too little to live on
@@ -36,6 +37,7 @@ RETRY_MS_MIN = 50
 RETRY_MS_MAX = 60_000
 COST_PER_S = 1_000_000  # assumed until the service has measured
 ONE_PPM = 1_000_000
+WEIGHT_UNIT = 1 << 10  # of a flow per unit of a caller's weight: room for the floor below 1
 
 
 class StakeQueue(Generic[Request]):
@@ -58,15 +60,18 @@ class StakeQueue(Generic[Request]):
         self._bytes_max = bytes_max
         self._per_sender_max = per_sender_max
         self._floor_share_ppm = floor_share_ppm
-        self._floor_reserved = max(1, items_max // FLOOR_RESERVED_DIVISOR)
+        self._occupancy = Occupancy(
+            items_max=items_max,
+            bytes_max=bytes_max,
+            floor_reserved=max(1, items_max // FLOOR_RESERVED_DIVISOR),
+        )
         self._clock = FluidClock()
         self._floor = Flow(1, Floor(), is_floor=True)
         self._flows: dict[Sender, Flow] = {}
         self._flows_sweep = STALE_ENTRIES_MAX
         self._waiting: list[tuple[int, int, Ticket[Any]]] = []  # by start, after V
         self._eligible: list[tuple[int, int, Ticket[Any]]] = []  # by finish, start ≤ V
-        self._largest: list[tuple[int, int, Flow]] = []
-        self._senders: dict[Sender, int] = {}  # tickets per sender
+        self._floor_held: dict[Sender, int] = {}  # tickets of each sender at the floor
         self._weight = 0  # of the flows with tickets, without the floor
         self._bytes = 0
         self._items = 0
@@ -85,7 +90,8 @@ class StakeQueue(Generic[Request]):
     @property
     def senders(self) -> dict[Sender, int]:
         """Tickets waiting per sender (a copy)."""
-        return dict(self._senders)
+        held = {sender: flow.items for sender, flow in self._flows.items() if flow.items}
+        return held | self._floor_held
 
     def push(
         self,
@@ -104,7 +110,7 @@ class StakeQueue(Generic[Request]):
         """
         if cost < 1 or payload_bytes < 0 or weight < 0:
             raise LocalProtocolError("cost is positive, payload_bytes and weight are not negative")
-        flow = self._flow_of(sender, weight)
+        flow = self._flow_of(sender, weight * WEIGHT_UNIT)
         self._check_sender(flow, sender)
         if self._is_full(payload_bytes):
             self._make_room(flow, sender, payload_bytes)
@@ -112,20 +118,12 @@ class StakeQueue(Generic[Request]):
             sender, request, cost=cost, payload_bytes=payload_bytes, deadline_ms=deadline_ms
         )
         self._numbers = ticket.number = self._numbers + 1
-        ticket.flow = flow
-        self._count(ticket, 1)
-        ticket.arrived = self._clock.now
-        self._clock.charge(flow.fluid, cost)
-        if flow.first is None:
-            self._set_first(flow, ticket)
-        else:
-            flow.line.put(ticket)
-        self._note_largest(flow)
+        self._admit(flow, ticket)
         return ticket
 
     def check(self, sender: Sender, *, weight: int, payload_bytes: int = 0) -> None:
         """Raise the `QueueRefusal` that `push` would raise now; displaces nobody."""
-        flow = self._flow_of(sender, weight)
+        flow = self._flow_of(sender, weight * WEIGHT_UNIT)
         self._check_sender(flow, sender)
         if self._is_full(payload_bytes):
             newcomer, total_weight = self._check_newcomer(flow, payload_bytes)
@@ -150,8 +148,8 @@ class StakeQueue(Generic[Request]):
                 return None
             heappop(self._eligible)
             ticket.standing = Standing.TAKEN
-            self._count(ticket, -1)
             flow = _flow(ticket)
+            self._uncount(flow, ticket)
             flow.finish = ticket.finish + flow.debt
             flow.debt = 0
             self._clock.advance(ticket.cost)
@@ -190,11 +188,7 @@ class StakeQueue(Generic[Request]):
 
     def reweigh(self, sender: Sender, weight: int) -> None:
         """The ledger gives `sender` another weight; what waits keeps its amount of work, only."""
-        flow = self._flows.get(sender)
-        if flow is not None and weight > 0:
-            self._set_weight(flow, weight)
-        elif flow is not None or (weight > 0 and sender in self._senders):
-            self._move(sender, weight)
+        self._reweigh(sender, weight * WEIGHT_UNIT)
 
     def share_ppm(self, sender: Sender, weight: int) -> int:
         """The share that `sender` has at `weight` beside all waiting flows, in parts per million.
@@ -203,6 +197,7 @@ class StakeQueue(Generic[Request]):
         """
         if weight == 0:
             return self._floor_share_ppm if self._weight else ONE_PPM
+        weight *= WEIGHT_UNIT
         flow = self._flows.get(sender)
         total = self._weight + (weight if flow is None or not flow.items else 0)
         available = ONE_PPM - (self._floor_share_ppm if self._floor.items else 0)
@@ -217,14 +212,21 @@ class StakeQueue(Generic[Request]):
         if flow is None:
             if weight == 0:
                 return self._floor
-            if sender in self._senders:  # it waits at the floor and has weight now
+            if sender in self._floor_held:  # it waits at the floor and has weight now
                 self._move(sender, weight)
                 return self._flows[sender]
             return self._new_flow(sender, weight)
         if weight == flow.fluid.weight:
             return flow
-        self.reweigh(sender, weight)
+        self._reweigh(sender, weight)
         return self._flows.get(sender, self._floor)
+
+    def _reweigh(self, sender: Sender, weight: int) -> None:
+        flow = self._flows.get(sender)
+        if flow is not None and weight > 0:
+            self._set_weight(flow, weight)
+        elif flow is not None or (weight > 0 and sender in self._floor_held):
+            self._move(sender, weight)
 
     def _new_flow(self, sender: Sender, weight: int) -> Flow:
         flow = self._flows[sender] = Flow(weight, FirstInFirstOut())
@@ -241,26 +243,17 @@ class StakeQueue(Generic[Request]):
     def _move(self, sender: Sender, weight: int) -> None:
         """From the floor to a flow of its own or back; the tickets keep their order."""
         old = self._flows.pop(sender, self._floor)
-        tickets = sorted(self._tickets_of(old, sender), key=lambda ticket: ticket.number)
+        first = old.first
+        tickets = [first] if first is not None and first.sender == sender else []
+        tickets += old.line.of(sender)
         for ticket in tickets:
             self._remove(ticket, Standing.EXPIRED)
+        if old is not self._floor:
+            self._clock.leave(old.fluid)
         new = self._floor if weight == 0 else self._new_flow(sender, weight)
         for ticket in tickets:
             ticket.standing = Standing.WAITING
-            ticket.flow = new
-            self._count(ticket, 1)
-            ticket.arrived = self._clock.now
-            self._clock.charge(new.fluid, ticket.cost)
-            if new.first is None:
-                self._set_first(new, ticket)
-            else:
-                new.line.put(ticket)
-        self._note_largest(new)
-
-    def _tickets_of(self, flow: Flow, sender: Sender) -> Iterator[Ticket[Any]]:
-        if flow.first is not None and flow.first.sender == sender:
-            yield flow.first
-        yield from flow.line.of(sender)
+            self._admit(new, ticket)
 
     def _set_weight(self, flow: Flow, weight: int) -> None:
         old = flow.fluid.weight
@@ -275,7 +268,7 @@ class StakeQueue(Generic[Request]):
         self._clock.reweigh(flow.fluid, weight)
         if first is not None:
             self._enter(first)
-        self._note_largest(flow)
+        self._occupancy.reweighed(flow)
 
     def _refit_floor(self) -> None:
         """Keep the floor's weight at its share of the backlogged weight, within FLOOR_DRIFT."""
@@ -286,23 +279,42 @@ class StakeQueue(Generic[Request]):
         if not low * target <= high * weight <= high * high * target // low:
             self._set_weight(self._floor, target)
 
-    def _count(self, ticket: Ticket[Any], change: int) -> None:
-        flow = _flow(ticket)
-        before = flow.items
-        flow.items = before + change
-        flow.bytes += change * ticket.payload_bytes
-        self._items += change
-        self._bytes += change * ticket.payload_bytes
-        held = self._senders.get(ticket.sender, 0) + change
-        if held:
-            self._senders[ticket.sender] = held
+    def _admit(self, flow: Flow, ticket: Ticket[Any]) -> None:
+        """Count a ticket, charge it to its flow and put it where it belongs."""
+        ticket.flow = flow
+        ticket.arrived = self._clock.now
+        self._items += 1
+        self._bytes += ticket.payload_bytes
+        flow.items += 1
+        flow.bytes += ticket.payload_bytes
+        if flow.is_floor:
+            self._floor_held[ticket.sender] = self._floor_held.get(ticket.sender, 0) + 1
+        if flow.items == 1:
+            self._backlog_changed(flow, flow.fluid.weight)
+        self._clock.charge(flow.fluid, ticket.cost)
+        if flow.first is None:
+            self._set_first(flow, ticket)
         else:
-            del self._senders[ticket.sender]
-        if before == 0 or flow.items == 0:
-            if not flow.is_floor:
-                self._weight += change * flow.fluid.weight
-            if self._floor.items:
-                self._refit_floor()
+            flow.line.put(ticket)
+        self._occupancy.grew(flow)
+
+    def _uncount(self, flow: Flow, ticket: Ticket[Any]) -> None:
+        self._items -= 1
+        self._bytes -= ticket.payload_bytes
+        flow.items -= 1
+        flow.bytes -= ticket.payload_bytes
+        if flow.is_floor:
+            held = self._floor_held.pop(ticket.sender) - 1
+            if held:
+                self._floor_held[ticket.sender] = held
+        if flow.items == 0:
+            self._backlog_changed(flow, -flow.fluid.weight)
+
+    def _backlog_changed(self, flow: Flow, weight: int) -> None:
+        if not flow.is_floor:
+            self._weight += weight
+        if self._floor.items:
+            self._refit_floor()
 
     def _set_first(self, flow: Flow, ticket: Ticket[Any] | None) -> None:
         """Give the flow's first ticket its tags."""
@@ -349,7 +361,7 @@ class StakeQueue(Generic[Request]):
         """Take a waiting ticket out of its flow; the stale heap entries are skipped later."""
         flow = _flow(ticket)
         ticket.standing = standing
-        self._count(ticket, -1)
+        self._uncount(flow, ticket)
         charged = standing is not Standing.EXPIRED and not flow.is_floor
         if not charged:
             self._clock.refund(flow.fluid, ticket.cost)
@@ -369,7 +381,8 @@ class StakeQueue(Generic[Request]):
             flow.debt += virtual
 
     def _check_sender(self, flow: Flow, sender: Sender) -> None:
-        if self._senders.get(sender, 0) >= self._per_sender_max:
+        held = self._floor_held.get(sender, 0) if flow.is_floor else flow.items
+        if held >= self._per_sender_max:
             raise self._refusal(flow, f"{self._per_sender_max} requests of this peer wait already")
 
     def _is_full(self, payload_bytes: int) -> bool:
@@ -379,9 +392,11 @@ class StakeQueue(Generic[Request]):
         """(occupancy of `flow` with one more ticket, weight of all flows with it)."""
         if payload_bytes > self._bytes_max:
             raise self._refusal(flow, f"{payload_bytes} bytes are more than the queue holds")
-        newcomer = self._occupancy(flow, 1, payload_bytes)
+        newcomer = self._occupancy.of(flow, more_items=1, more_bytes=payload_bytes)
         total_weight = self._weight + (0 if flow.items or flow.is_floor else flow.fluid.weight)
-        if self._items < self._items_max and self._over_share(flow, newcomer, total_weight):
+        if self._items < self._items_max and self._occupancy.is_over_share(
+            flow, newcomer, total_weight
+        ):
             # Several tickets may have to go for these bytes, and it might be refused after all.
             raise self._refusal(flow, "the queue's memory is full and this peer has its share")
         return newcomer, total_weight
@@ -399,62 +414,20 @@ class StakeQueue(Generic[Request]):
     def _victim(
         self, flow: Flow, sender: Sender, newcomer: int, total_weight: int
     ) -> Ticket[Any] | None:
-        largest = self._largest_flow()
+        largest = self._occupancy.largest()
         if largest is None:
             return None
-        occupancy = self._occupancy(largest, 0, 0)
+        occupancy = self._occupancy.of(largest)
         if largest is self._floor and flow is self._floor:
             # Within the floor, only one that would still have more than the newcomer gives way.
             ticket = largest.newest()
-            own = self._senders.get(sender, 0) + 1
-            return ticket if self._senders[ticket.sender] > own else None
-        if largest is flow or newcomer * largest.weight > occupancy * flow.weight:
+            own = self._floor_held.get(sender, 0) + 1
+            return ticket if self._floor_held[ticket.sender] > own else None
+        if largest is flow or newcomer * largest.fluid.weight > occupancy * flow.fluid.weight:
             return None
-        if not self._over_share(largest, occupancy, total_weight):
+        if not self._occupancy.is_over_share(largest, occupancy, total_weight):
             return None
         return largest.newest()
-
-    def _over_share(self, flow: Flow, occupancy: int, total_weight: int) -> bool:
-        if flow.is_floor:
-            return flow.items > self._floor_reserved
-        return occupancy * total_weight > flow.weight * self._items_max * self._bytes_max
-
-    def _occupancy(self, flow: Flow, more_items: int, more_bytes: int) -> int:
-        """The larger of the flow's parts of the items and of the bytes, over one denominator."""
-        return max(
-            (flow.items + more_items) * self._bytes_max, (flow.bytes + more_bytes) * self._items_max
-        )
-
-    def _note_largest(self, flow: Flow) -> None:
-        """See to it that the heap's entry for a flow is not below its occupancy ÷ weight."""
-        occupancy = max(flow.items * self._bytes_max, flow.bytes * self._items_max)
-        peak = virtual_cost(occupancy, flow.fluid.weight)
-        if peak > flow.peak:
-            flow.peak = peak
-            self._numbers += 1
-            heappush(self._largest, (-peak, self._numbers, flow))
-            if len(self._largest) > 2 * len(self._flows) + STALE_ENTRIES_MAX:
-                self._largest = [entry for entry in self._largest if -entry[0] == entry[2].peak]
-                heapify(self._largest)
-
-    def _largest_flow(self) -> Flow | None:
-        while self._largest:
-            key, _, flow = self._largest[0]
-            if -key != flow.peak:
-                heappop(self._largest)
-                continue
-            peak = virtual_cost(self._occupancy(flow, 0, 0), flow.weight)
-            protected = flow.is_floor and flow.items <= self._floor_reserved
-            if peak == flow.peak and flow.items and not protected:
-                return flow
-            if flow.items and not protected:
-                flow.peak = peak
-                self._numbers += 1
-                heapreplace(self._largest, (-peak, self._numbers, flow))
-            else:
-                heappop(self._largest)
-                flow.peak = -1  # its next push enters it again
-        return None
 
     def _refusal(self, flow: Flow, reason: str) -> QueueRefusal:
         return QueueRefusal(reason, retry_after_ms=self._retry_after_ms(flow), position=self._items)

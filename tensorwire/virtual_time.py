@@ -63,8 +63,19 @@ class FluidClock:
         """Take back `cost` of a flow, as far as the fluid has not served it yet."""
         if fluid.key is None:
             return
-        fluid.finish = max(self.now, fluid.finish - virtual_cost(cost, fluid.weight))
-        self._enter(fluid)
+        fluid.finish -= virtual_cost(cost, fluid.weight)
+        if fluid.finish > self.now:
+            self._enter(fluid)
+        else:
+            self.leave(fluid)
+
+    def leave(self, fluid: Fluid) -> None:
+        """Take a flow out, whatever the fluid still owes it."""
+        fluid.finish = min(fluid.finish, self.now)
+        if fluid.key is not None:
+            fluid.key = None
+            self.weight -= fluid.weight
+            self._backlogged -= 1
 
     def reweigh(self, fluid: Fluid, weight: int) -> None:
         """Change a flow's weight; what the fluid owes it stays the same amount of work."""
