@@ -8,8 +8,9 @@ executed before it is kept. A peer that answers wrongly is banned and the next o
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
@@ -48,7 +49,19 @@ BLOCKS_PER_REQUEST: Final = 256
 EPOCH_TRIES_MAX: Final = 8  # peers asked for one epoch before catching up is left to the engine
 
 
-async def fetch_genesis(bootstrap: Sequence[str], *, chain_id: str | None) -> Genesis:
+class NetworkOpener(Protocol):
+    """`p2p.open_network`, or a `MemoryHub`'s."""
+
+    def __call__(
+        self, identity: Identity, *, listen: Sequence[str] = (), bootstrap: Sequence[str] = ()
+    ) -> AbstractAsyncContextManager[Network]:
+        """Open a network while the block lasts."""
+        ...
+
+
+async def fetch_genesis(
+    bootstrap: Sequence[str], *, chain_id: str | None, opener: NetworkOpener = open_network
+) -> Genesis:
     """Ask the bootstrap peers for their genesis, under a throw-away identity.
 
     Raises ChainMismatch when it is not `chain_id` (hex) or the peers disagree, JoinError when none
@@ -67,7 +80,7 @@ async def fetch_genesis(bootstrap: Sequence[str], *, chain_id: str | None) -> Ge
                 failures.append(str(error))
             await trio.sleep(DIAL_PAUSE_S)
 
-    async with open_network(Identity.generate()) as network:
+    async with opener(Identity.generate()) as network:
         with trio.move_on_after(GENESIS_DEADLINE_S):
             async with trio.open_nursery() as nursery:
                 for address in bootstrap:

@@ -32,7 +32,7 @@ from node.chain import Chain
 from node.config import Config
 from node.discovery import find_each_other, rendezvous
 from node.errors import TransactionRefused
-from node.join import CatchUpProgress
+from node.join import CatchUpProgress, NetworkOpener
 from node.market import Market
 from node.membership import measured_row
 from node.model import Model
@@ -226,14 +226,20 @@ class Node:
 
 @asynccontextmanager
 async def open_node(
-    config: Config, *, model: Model | None = None, report: ReportSink = lambda _: None
+    config: Config,
+    *,
+    model: Model | None = None,
+    report: ReportSink = lambda _: None,
+    opener: NetworkOpener | None = None,
 ) -> AsyncIterator[Node]:
-    """Run a node while the block lasts; `model` replaces the one that `config` names.
+    """Run a node while the block lasts.
+
+    `model` replaces the one that `config` names, `opener` the real network (`MemoryHub` has one).
 
     Raises NodeError and its kinds, p2p's NetworkError for the listening address.
     """
     verifier = RememberingVerifier()
-    async with open_origin(config) as origin:
+    async with open_origin(config, opener=opener or open_network) as origin:
         recovered = await trio.to_thread.run_sync(
             partial(
                 recover,
@@ -245,11 +251,9 @@ async def open_node(
             )
         )
         try:
-            async with open_network(
-                origin.keys.peer,
-                listen=config.listen,
-                bootstrap=config.bootstrap,
-                data_dir=origin.directory.path,
+            opening = opener or partial(open_network, data_dir=origin.directory.path)
+            async with opening(
+                origin.keys.peer, listen=config.listen, bootstrap=config.bootstrap
             ) as network:
                 node = Node(
                     config,

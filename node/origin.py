@@ -14,7 +14,7 @@ from node.config import Config
 from node.data_directory import DataDirectory, Keys, claim, claim_default
 from node.errors import ChainMismatch
 from node.genesis_file import Allocation, load_genesis, local_genesis, save_genesis
-from node.join import fetch_genesis
+from node.join import NetworkOpener, fetch_genesis
 from node.keystore import read_passphrase
 from p2p.identity import Identity
 
@@ -29,7 +29,7 @@ class Origin:
 
 
 @asynccontextmanager
-async def open_origin(config: Config) -> AsyncIterator[Origin]:
+async def open_origin(config: Config, *, opener: NetworkOpener) -> AsyncIterator[Origin]:
     """Claim the directory while the block lasts.
 
     Raises KeystoreError, GenesisError, ChainMismatch or JoinError; nothing is overwritten.
@@ -37,7 +37,7 @@ async def open_origin(config: Config) -> AsyncIterator[Origin]:
     passphrase = read_passphrase(
         file=config.passphrase_file, fd=config.passphrase_fd, environ=os.environ
     )
-    genesis = await _known_genesis(config)
+    genesis = await _known_genesis(config, opener)
     peer, owner = Identity.generate(), Identity.generate()
     if config.data_dir is not None:
         claimed: AbstractContextManager[DataDirectory] = claim(config.data_dir)
@@ -58,13 +58,13 @@ async def open_origin(config: Config) -> AsyncIterator[Origin]:
         yield Origin(directory=directory, keys=keys, genesis=genesis)
 
 
-async def _known_genesis(config: Config) -> Genesis | None:
+async def _known_genesis(config: Config, opener: NetworkOpener) -> Genesis | None:
     if config.genesis is not None:
         return load_genesis(config.genesis)
     if config.data_dir is not None and DataDirectory(config.data_dir).genesis.exists():
         return load_genesis(DataDirectory(config.data_dir).genesis)
     if config.bootstrap:
-        return await fetch_genesis(config.bootstrap, chain_id=config.chain_id)
+        return await fetch_genesis(config.bootstrap, chain_id=config.chain_id, opener=opener)
     return None
 
 

@@ -78,7 +78,7 @@ class Neuron:
             parameters = list(self._model.trunk.parameters())
             output = self._model.trunk(torch.from_numpy(tokens))
             gradients = torch.autograd.grad(
-                output, parameters, torch.from_numpy(gradient), allow_unused=True
+                output, parameters, torch.from_numpy(np.array(gradient)), allow_unused=True
             )
             norm = _norm(gradients)
             if not np.isfinite(norm) or norm == 0.0:
