@@ -27,12 +27,12 @@ DAY_S: Final = 24 * 60 * 60
 
 HARD_RANGES: Final[dict[str, tuple[int, int]]] = {
     "temperature": (1, 16),  # larger and |t| leaves the sigmoid's table
-    "depth": (1, 8),  # c <= (d + 1) * 2^36 must stay below 2^53
-    "cutoff": (0, 2**36),
-    "rank_cutoff": (0, 2**16),
+    "depth": (1, 64),  # c <= (d + 1) * 2^36 stays far below 2^53; time grows with it
+    "cutoff": (0, 2**40),
+    "rank_cutoff": (0, 2**20),  # times a received rank of 2^36 stays below 2^63
     "self_weight_max": (1, WEIGHT_ONE),
     "recovery": (0, SCALING_ONE),
-    "learning_rate": (0, 2**20),
+    "learning_rate": (0, 2**30),
     "inflation": (0, 2**32),
     "fee": (0, 1_000 * TOKEN),
     "subscription_price": (0, 1_000_000 * TOKEN),

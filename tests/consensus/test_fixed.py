@@ -11,7 +11,7 @@ from consensus import fixed
 from consensus.errors import InvariantViolation
 from consensus.fixed import TRUST_HALF, TRUST_ONE, sigmoid
 from tests.consensus.ledger_strategies import SCALE
-from tests.consensus.naive_mechanism import naive_sigmoid
+from interop.oracle import naive_sigmoid
 
 ENDS = [
     0,

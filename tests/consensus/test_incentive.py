@@ -23,7 +23,7 @@ from consensus.product import EXACT_LIMIT, Arithmetic, exact_product, sparse
 from consensus.types import Uid
 from consensus.weights import Row, rounded_row, self_row
 from tests.consensus.ledger_strategies import SCALE, random_case, random_row
-from tests.consensus.naive_mechanism import naive_step
+from interop.oracle import naive_step
 
 
 def snapshot_of(case) -> Snapshot:

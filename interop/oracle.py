@@ -1,6 +1,6 @@
 """An oracle: the mechanism step written from its specification in plain integers and loops.
 
-It shares nothing with the product: no numpy, no sparse matrix, no early end, no tables; the
+It shares nothing with the packages: no numpy, no sparse matrix, no early end, no tables; the
 sigmoid is e^-|t| by decimal arithmetic along the specified chain of roundings.
 """
 
@@ -98,6 +98,6 @@ def naive_sigmoid(t: int) -> int:
     finest = int((2**30 * (-Decimal(low) / 2**24).exp()).to_integral_value())
     e = (mantissa * fine + 2**29) >> 30
     e = (e * finest + 2**29) >> 30
-    divisor = 2 ** (30 + shift) + e
+    divisor: int = (1 << (30 + shift)) + e
     n = ((e << 30) + (divisor >> 1)) // divisor
-    return n if t < 0 else 2**30 - n
+    return n if t < 0 else (1 << 30) - n
