@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 from node.data_directory import DataDirectory, default_root
@@ -19,7 +21,7 @@ def find_directory(named: Path | None) -> DataDirectory:
         return DataDirectory(named)
     root = default_root()
     found = [DataDirectory(path.parent) for path in sorted(root.glob("*/lock"))]
-    running = [directory for directory in found if directory.api.exists()]
+    running = [directory for directory in found if _is_running(directory)]
     choice = running or found
     if len(choice) == 1:
         return choice[0]
@@ -27,3 +29,14 @@ def find_directory(named: Path | None) -> DataDirectory:
         raise UsageError(f"no node in {root}; start one with `python -m node`, or give --data-dir")
     names = ", ".join(str(directory.path) for directory in choice)
     raise UsageError(f"several nodes: give --data-dir, one of {names}")
+
+
+def _is_running(directory: DataDirectory) -> bool:
+    """Whether the process that wrote the interface's record lives; a killed one leaves it."""
+    try:
+        os.kill(int(json.loads(directory.api.read_bytes())["pid"]), 0)
+    except PermissionError:
+        return True
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return True

@@ -151,6 +151,7 @@ class Launcher:
         with trio.CancelScope(shield=True):
             exit_code = await process.watch(take)
         self.progress.nodes[process.index].exit_code = exit_code
+        self.progress.nodes[process.index].is_lost = not self._stopping
         if process.index == 0:
             self._started.set()
         if not self._stopping:

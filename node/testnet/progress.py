@@ -3,7 +3,7 @@
 The rule: a figure is what the nodes said themselves. The shared height is the highest one for
 which every live node has reported a final block, and the network agrees when the state roots
 reported there, and at every lower height that two of them reported, are equal. A node that was
-killed is no longer asked for anything; its earlier roots still have to agree.
+lost is no longer asked for anything; its earlier roots still have to agree.
 """
 
 from __future__ import annotations
@@ -33,11 +33,8 @@ class NodeProgress:
     loss_start: float | None = None
     failure: str | None = None
     exit_code: int | None = None
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether its process runs."""
-        return self.exit_code is None
+    is_lost: bool = False
+    """Its process ended before it was asked to."""
 
     @property
     def loss(self) -> float | None:
@@ -86,8 +83,8 @@ class NetworkProgress:
 
     @property
     def live(self) -> list[NodeProgress]:
-        """Nodes whose process runs or ended as asked."""
-        return [node for node in self.nodes if node.exit_code in (None, 0)]
+        """Nodes whose process runs, or ran until it was asked to end."""
+        return [node for node in self.nodes if not node.is_lost]
 
     def shared_height(self) -> int:
         """The highest height at which every live node has reported a final block; 0 if none."""

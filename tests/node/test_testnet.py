@@ -302,7 +302,7 @@ def test_what_is_no_report(line: bytes) -> None:
 def test_an_outcome_without_any_node() -> None:
     progress = NetworkProgress(2)
     for node in progress.nodes:
-        node.exit_code = -9
+        node.exit_code, node.is_lost = -9, True
     assert progress.missing(1) == "every node has ended"
     assert progress.shared_height() == 0
     outcome = Outcome(summary=progress.summary(duration_s=1.0, exit_codes=[-9, -9]), missing="all")
