@@ -19,9 +19,10 @@ What to do for each effect:
   gossip, whose seen-cache would swallow identical bytes. Replace an unsent earlier Resend.
 - `RequestBlocks`: fetch the block with that hash, and if the peer has them its ancestors above
   `above_height`; ask the account's (or any) peer first; answer `BlocksReceived` with what came.
-  The engine repeats a request once a second while it lacks the block; one in flight is enough.
+  The engine repeats a request twice a second while it lacks the block; ask another peer then.
 - `RequestCertificates`: ask for the certificates of these views; each comes as `Received`.
-- `RequestEpochProof`: ask for the proof that `epoch` ended; it comes as `Received`.
+- `RequestEpochProof`: ask for the proof that `epoch` ended; it comes as `Received`. Proofs of the
+  epochs after it may come along (oldest first, up to 64): catching up is then as fast as execution.
 - `SendEpochProof(to, epoch)`: load that proof from the chain store and send it; ignore if absent.
 - `Execute(block)`: run the block on the state after its parent (always committed or executed
   before) with full checks of roots, transactions, evidence and attest, in a worker if it is slow;

@@ -56,6 +56,10 @@ NEXT_EPOCH_BYTES_MAX: Final = 2 * 1024 * 1024
 NEXT_EPOCH_BYTES_PER_SOURCE: Final = NEXT_EPOCH_BYTES_MAX // 8
 """Of which one peer can fill so much, before anything of it could be verified."""
 
+PROOFS_AHEAD_MAX: Final = 64
+"""Proofs of later epochs kept, one each, of at most as many headers, unverified until their
+turn: at most 2 MiB, 0.6 MiB in honest runs of 100 voters."""
+
 ANSWER_INTERVAL_MS: Final = 1_000
 """At most one answer per peer in this time, however often it tells where it stands."""
 
@@ -287,10 +291,17 @@ class Reception(EngineState):
     # Other epochs -------------------------------------------------------------------------------
 
     def _later_epoch(self, message: Message, source: str) -> None:
+        """Somebody is ahead: ask for the proof of this epoch, keep what is of the next ones."""
+        epoch = message_epoch(message)
+        self._ahead = max(self._ahead, (epoch, source))
         if self.now_ms >= self._proof_asked_ms + ANSWER_INTERVAL_MS:
-            self._proof_asked_ms = self.now_ms
-            self._emit(RequestEpochProof(epoch=self.epoch, ask_first=source))
-        if message_epoch(message) != self.epoch + 1 or isinstance(message, EpochProof):
+            self._ask_proof()
+        if isinstance(message, EpochProof):
+            near = epoch <= self.epoch + PROOFS_AHEAD_MAX
+            if near and len(message.headers) <= PROOFS_AHEAD_MAX:
+                self._proofs_ahead.setdefault(epoch, (message, source))
+            return
+        if epoch != self.epoch + 1 or isinstance(message, Status):
             return
         size = len(encode_message(message))
         held = self._next_epoch_bytes.get(source, 0)
@@ -298,6 +309,10 @@ class Reception(EngineState):
         if held + size <= NEXT_EPOCH_BYTES_PER_SOURCE and total + size <= NEXT_EPOCH_BYTES_MAX:
             self._next_epoch_bytes[source] = held + size
             self._next_epoch.append((message, source))
+
+    def _ask_proof(self) -> None:
+        self._proof_asked_ms = self.now_ms
+        self._emit(RequestEpochProof(epoch=self.epoch, ask_first=self._ahead[1]))
 
     def _earlier_epoch(self, epoch: Epoch, source: str) -> None:
         if not self._may_answer(source):
@@ -308,10 +323,16 @@ class Reception(EngineState):
             self._emit(SendEpochProof(to=source, epoch=epoch))
 
     def _replay_next_epoch(self) -> None:
-        """After a hand-over: what was kept can be judged now."""
+        """After a hand-over: what was kept can be judged now; still behind, ask at once."""
         kept, self._next_epoch, self._next_epoch_bytes = self._next_epoch, [], {}
         for message, source in kept:
             self._receive(Received(message=message, source=source))
+        proof = self._proofs_ahead.pop(self.epoch, None)
+        if proof is not None:
+            self._receive(Received(message=proof[0], source=proof[1]))
+        decided = any(VoteKind.FINALIZE in r.certificates for r in self.records.values())
+        if self.is_behind and not decided:
+            self._ask_proof()
 
     # Answers and resends ------------------------------------------------------------------------
 

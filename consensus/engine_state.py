@@ -40,8 +40,8 @@ from consensus.vote import (
 REQUEST_GRACE_MS: Final = 200
 """Before asking for what is missing: a certificate often overtakes its block by a few hops."""
 
-REQUEST_RETRY_MS: Final = 1_000
-"""Between two requests for the same thing."""
+REQUEST_RETRY_MS: Final = 500
+"""Between two requests for the same thing: a peer that does not answer costs so much."""
 
 STANDSTILL_MS: Final = 2_000
 """Without finality for so long, everything needed is sent again."""
@@ -136,6 +136,8 @@ class EngineState:
         self._next_epoch_bytes: dict[str, int] = {}
         self._answered_ms: dict[str, int] = {}
         self._proof_asked_ms = -REQUEST_RETRY_MS
+        self._proofs_ahead: dict[Epoch, tuple[EpochProof, str]] = {}
+        self._ahead: tuple[Epoch, str] = (start.epoch, "")
         self._begin(start, tip or start.root, attested_view, certificate)
 
     # What it stands on --------------------------------------------------------------------------
@@ -149,6 +151,11 @@ class EngineState:
     def quorum(self) -> int:
         """Power that certifies."""
         return self.voters.quorum
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether somebody spoke of a later epoch; it may have lied."""
+        return self._ahead[0] > self.epoch
 
     @property
     def may_sign(self) -> bool:
@@ -309,7 +316,8 @@ class EngineState:
         """Ask for what the rules lacked in this run, after a grace and then at every retry."""
         self._requests = {need: at for need, at in self._requests.items() if need in self._needs}
         for need in self._needs:
-            at_ms = self._requests.setdefault(need, self.now_ms + REQUEST_GRACE_MS)
+            grace_ms = 0 if self.is_behind else REQUEST_GRACE_MS
+            at_ms = self._requests.setdefault(need, self.now_ms + grace_ms)
             if at_ms <= self.now_ms:
                 self._requests[need] = self.now_ms + REQUEST_RETRY_MS
                 self._emit(self._request(need))

@@ -26,7 +26,16 @@ from consensus.errors import InvalidBlock, InvariantViolation
 from consensus.genesis import Genesis, GenesisAccount, genesis_state
 from consensus.params import LOCAL, Parameters
 from consensus.state import State
-from consensus.transaction import Content, SetWeights, Transfer, Unvalidate, Validate
+from consensus.transaction import (
+    Content,
+    Role,
+    SetWeights,
+    Transfer,
+    Unjail,
+    Unvalidate,
+    Validate,
+    role_of,
+)
 from consensus.transition import begin, choose, choose_evidence, state_transition
 from consensus.types import (
     TOKEN,
@@ -129,7 +138,11 @@ class ChainLedger:
 
 
 class Workload:
-    """Transactions of the accounts, at random: the sets, stakes and rows keep moving."""
+    """Transactions of the accounts, at random: the sets, stakes and rows keep moving.
+
+    Only accounts with a replica vote, and `steady` ones (of liars) neither raise their bonds nor
+    leave, so that what is assumed of the voters stays true as far as transactions go.
+    """
 
     def __init__(
         self, ledger: ChainLedger, owners: list[Signer], peers: list[Signer], chance: random.Random
@@ -138,34 +151,32 @@ class Workload:
         self._owners = owners
         self._peers = peers
         self._chance = chance
+        self.steady: set[int] = set(range(len(owners) - SPARE_ACCOUNTS, len(owners)))
 
     def transaction(self, state: State) -> bytes | None:
         """A signed transaction that fits on `state`, or None this time."""
         who = self._chance.randrange(len(self._owners))
         owner = AccountId(self._owners[who].public_key)
-        uid = state.uid_of_owner.get(owner)
-        if uid is None:
-            return None
+        uid = state.uid_of_owner[owner]
         content = self._content(state, uid, who)
-        peer = isinstance(content, SetWeights)
-        signer = self._peers[who] if peer else self._owners[who]
+        signer = self._peers[who] if role_of(content) is Role.PEER else self._owners[who]
         draft = draft_of(state, self._ledger.parameters, owner, content)
         return draft.sign(signer).encoded
 
     def _content(self, state: State, uid: Uid, who: int) -> Content:
-        match self._chance.randrange(6):
-            case 0:
+        bond = state.bonds[uid]
+        if who not in self.steady and self._chance.random() < 0.5:
+            if bond.jailed:
+                return Unjail()
+            if bond.validating and len(state.voters) > 4 and self._chance.random() < 0.3:
                 return Unvalidate()
-            case 1 | 2:
-                bond = state.bonds[uid].amount + self._chance.randrange(3 * TOKEN)
-                return Validate(bond=Amount(bond))
-            case 3:
-                scores = {Uid(u): self._chance.randint(1, 9) for u in state.accounts if u != uid}
-                return SetWeights(row=rounded_row(scores))
-            case _:
-                others = [o for i, o in enumerate(self._owners) if i != who]
-                recipient = AccountId(self._chance.choice(others).public_key)
-                return Transfer(recipient=recipient, amount=Amount(self._chance.randint(1, TOKEN)))
+            return Validate(bond=Amount(bond.amount + self._chance.randrange(2 * TOKEN)))
+        if self._chance.random() < 0.5:
+            scores = {Uid(u): self._chance.randint(1, 9) for u in state.accounts if u != uid}
+            return SetWeights(row=rounded_row(scores))
+        recipient = self._chance.choice([o for i, o in enumerate(self._owners) if i != who])
+        amount = Amount(self._chance.randint(1, TOKEN))
+        return Transfer(recipient=AccountId(recipient.public_key), amount=amount)
 
 
 def simulated_genesis(

@@ -16,6 +16,7 @@ from consensus.engine import Engine, EngineConfig
 from consensus.engine_port import Anchor
 from consensus.params import Parameters
 from consensus.types import AccountId, PeerKey
+from consensus.vote import VoterSet
 from node.simulator.chain_ledger import ChainLedger, Workload
 from node.simulator.ledger import State
 from node.simulator.replica import Replica
@@ -66,6 +67,8 @@ class Network:
         """Create the replicas and start them all."""
         for index, each in enumerate(make):
             self.replicas.append(each(self, index))
+        liars = {replica.index for replica in self.replicas if not replica.honest}
+        self._workload.steady |= liars
         for replica in self.replicas:
             replica.start()
 
@@ -114,6 +117,21 @@ class Network:
             self._waiting.append(fresh)
         self._waiting = self._waiting[-TRANSACTIONS_WAITING_MAX:]
         return tuple(self._waiting)
+
+    def keep_assumption(self, voters: VoterSet) -> None:
+        """Liars that a coming set would give a third of the power become honest before it begins:
+        jailing may remove honest power, and nothing is promised beyond a third.
+        """
+        liars = [r for r in self.replicas if not r.honest and voters.index_of(r.key) is not None]
+        power_of = {voter.peer_key: voter.power for voter in voters}
+        while liars and 3 * sum(power_of[liar.key] for liar in liars) >= voters.total:
+            old = liars.pop()
+            reformed = Replica(self, old.index, old.signer, old.skew_ms)
+            reformed.disk = old.disk
+            self.replicas[old.index] = reformed
+            old.crash()
+            self.trace(reformed, "becomes honest")
+            self.world.after(1, reformed.start)
 
     def trace(self, replica: Replica | None, text: str) -> None:
         """Note a line of the readable trace."""

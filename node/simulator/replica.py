@@ -48,6 +48,7 @@ from consensus.engine_port import (
     SignProposal,
     SignVote,
     Tick,
+    Valid,
     VoteSigned,
     WakeAt,
 )
@@ -264,6 +265,8 @@ class Replica:
             return  # forgotten meanwhile: the block is dead, or final already
         state, outcome = self.ledger.execute(parent, block)
         self.states[block.hash] = state
+        if isinstance(outcome, Valid) and outcome.next_voters is not None:
+            self.network.keep_assumption(outcome.next_voters)
         self.hand(Executed(block_hash=block.hash, outcome=outcome))
 
     def _build(self, order: Build) -> None:
@@ -272,6 +275,8 @@ class Replica:
             return
         built = self.ledger.build(parent, order, self.network.transactions(self, parent))
         self.states[built.block.hash] = built.state
+        if built.next_voters is not None:
+            self.network.keep_assumption(built.next_voters)
         self.hand(Built(block=built.block, next_voters=built.next_voters))
 
     # Network ------------------------------------------------------------------------------------
@@ -328,9 +333,10 @@ class Replica:
                 for certificate in self.engine.certificates(epoch, first, last):
                     self._carry(asker, certificate)
             case RequestEpochProof(epoch=epoch):
-                proof = self.disk.proofs.get(epoch)
-                if proof is not None:
-                    self._carry(asker, proof)
+                for number in range(epoch, epoch + 8):
+                    proof = self.disk.proofs.get(Epoch(number))
+                    if proof is not None:
+                        self._carry(asker, proof)
 
     def ancestry(self, block_hash: Digest, above: Height) -> tuple[Block, ...]:
         """A block and its ancestors above a height, as far as they are held."""

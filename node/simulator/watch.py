@@ -104,6 +104,8 @@ class Watch:
         """Blocks became final at a replica."""
         if not replica.honest:
             return
+        decided = commit.certificate.kind is VoteKind.FINALIZE
+        self._hold(decided, f"{replica.index} commits without finality")
         self._certificate(replica, commit.certificate)
         held = len(replica.disk.blocks)
         for height, block in enumerate(commit.blocks, held + 1):

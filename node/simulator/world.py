@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-EVENTS_MAX: Final = 2_000_000
-"""In one run: twenty times what seven voters need for two minutes; more is a livelock."""
+EVENTS_MAX: Final = 500_000
+"""In one run: five times what seven voters need for two minutes; more is a livelock."""
 
 
 class Livelock(Exception):

@@ -10,6 +10,7 @@ from node.simulator.liars.equivocator import Equivocator
 from node.simulator.liars.flooder import Flooder
 from node.simulator.liars.forger import Forger
 from node.simulator.liars.liar import Liar
+from node.simulator.liars.miscalculator import Miscalculator
 from node.simulator.liars.mute import Mute
 from node.simulator.liars.replayer import Replayer
 from node.simulator.liars.skipper import Skipper
@@ -22,6 +23,7 @@ LIARS: tuple[type[Liar], ...] = (
     Equivocator,
     Flooder,
     Forger,
+    Miscalculator,
     Mute,
     Replayer,
     Skipper,
@@ -38,6 +40,7 @@ __all__ = [
     "Flooder",
     "Forger",
     "Liar",
+    "Miscalculator",
     "Mute",
     "Replayer",
     "Skipper",
