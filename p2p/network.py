@@ -50,7 +50,8 @@ class Stream(trio.abc.HalfCloseableStream):
 
 
 StreamHandler: TypeAlias = Callable[[Stream], Awaitable[None]]
-"""Serves one inbound stream: closed when it returns; reset, and counted, when it raises."""
+"""Serves one inbound stream: closed when it returns; reset, and counted, when it raises; cancelled
+a few seconds after its connection is lost, if it has not noticed by itself."""
 
 
 class Direction(enum.Enum):

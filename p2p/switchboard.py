@@ -47,6 +47,10 @@ CONNECTIONS_PER_PEER_MAX = 4
 OUTBOUND_SHARE = 0.25
 """Of `connections_max`: so that strangers can never keep us from reaching whom we want."""
 
+HANDLER_GRACE_S = 5.0
+"""How long a handler may go on after its connection is lost, to read what had arrived; then it is
+cancelled, or strangers could leave handlers behind that wait for something else."""
+
 IDENTIFY_TIMEOUT_S = 10.0
 """A peer that does not say what it speaks in that time is asked by plain negotiation instead."""
 
@@ -66,7 +70,8 @@ class Switchboard:
         self._connections: dict[PeerId, list[Connection]] = {}
         self._handlers: dict[str, StreamHandler] = {}
         self._protocols: dict[PeerId, frozenset[str]] = {}
-        self._streams: Counter[Connection] = Counter()
+        self._streams: dict[Connection, set[trio.CancelScope]] = {}
+        self._streams_total = 0
         self._negotiating: Counter[Connection] = Counter()
         self._bans: dict[PeerId, float] = {}
         self._watchers = PeerWatchers()
@@ -284,8 +289,8 @@ class Switchboard:
         """Forget a connection; see `ConnectionSink`."""
         peer_id = connection.peer_id
         remaining = [c for c in self._connections.get(peer_id, ()) if c is not connection]
-        self._streams.pop(connection, None)
-        self._negotiating.pop(connection, None)
+        for scope in self._streams.get(connection, ()):
+            scope.deadline = trio.current_time() + HANDLER_GRACE_S
         if remaining:
             self._connections[peer_id] = remaining
         elif self._connections.pop(peer_id, None) is not None:
@@ -296,18 +301,24 @@ class Switchboard:
         """The guard: negotiate and serve one inbound stream; see `ConnectionSink`."""
         limits = self._limits
         is_over = (
-            self._streams[connection] >= limits.streams_per_connection_max
+            len(self._streams.get(connection, ())) >= limits.streams_per_connection_max
             or self._negotiating[connection] >= limits.negotiations_per_connection_max
-            or self._streams.total() >= limits.streams_total_max
+            or self._streams_total >= limits.streams_total_max
         )
         if is_over:
             self._counters["streams_refused"] += 1
             await _reset(stream)
             return
-        self._streams[connection] += 1
         self._counters["streams_inbound"] += 1
+        scope = trio.CancelScope()
+        self._streams.setdefault(connection, set()).add(scope)
+        self._streams_total += 1
         try:
-            await self._negotiate_and_serve(connection, stream)
+            with scope:
+                await self._negotiate_and_serve(connection, stream)
+            if scope.cancelled_caught:
+                self._counters["handlers_cancelled"] += 1
+                await _reset(stream)
         except StreamError:
             self._counters["streams_broken"] += 1  # the peer or the wire; nothing to tell
             await _reset(stream)
@@ -323,7 +334,8 @@ class Switchboard:
             await _reset(stream)
             raise
         finally:
-            self._streams[connection] -= 1
+            self._streams_total -= 1
+            self._streams[connection].discard(scope)
             if not self._streams[connection]:
                 del self._streams[connection]
 
@@ -342,6 +354,8 @@ class Switchboard:
             raise ProtocolViolation("the peer did not name a protocol in time") from error
         finally:
             self._negotiating[connection] -= 1
+            if not self._negotiating[connection]:
+                del self._negotiating[connection]
         handler = self._handlers.get(stream.protocol)
         if handler is None:  # unserved while the answer was on its way
             raise ProtocolViolation(f"{stream.protocol!r} is not served any more")
