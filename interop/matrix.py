@@ -60,10 +60,10 @@ async def hold(title: str, trial: Trial, peer: str) -> Outcome:
     """Run one trial with one peer."""
     try:
         with trio.fail_after(TRIAL_TIMEOUT_S):
-            await trial(PEERS[peer])
+            remark = await trial(PEERS[peer])
     except BaseException as error:  # noqa: BLE001 - the guard: any fault is an outcome
         return _outcome_of(title, peer, error)
-    return Outcome(trial=title, peer=peer, result=Result.PASSED)
+    return Outcome(trial=title, peer=peer, result=Result.PASSED, reason=remark or "")
 
 
 def render(outcomes: Sequence[Outcome]) -> str:

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 from google.protobuf.message import Message
@@ -25,7 +25,6 @@ from google.protobuf.message import Message
 from interop.go import daemon_pb2 as wire
 from interop.peers.port import (
     ANSWER_TIMEOUT_S,
-    DIGEST,
     ECHO,
     PAUSE_S,
     SLOW,
@@ -37,6 +36,9 @@ from interop.peers.port import (
 )
 from p2p import Identity, PeerId
 from p2p.multiaddress import Address
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # the stubs that mypy finds for trio lack the name
 
 DAEMON = Path(__file__).resolve().parent.parent / "go" / "daemon" / "p2pd"
 
@@ -50,6 +52,8 @@ UNIX = 400
 class DaemonPeer(ForeignPeer):
     """Made by `open_daemon_peer`."""
 
+    half_closes = False  # it closes its socket to us whole when either side ends its half
+
     def __init__(self, folder: Path, nursery: trio.Nursery) -> None:
         self._folder = folder
         self._nursery = nursery
@@ -60,6 +64,15 @@ class DaemonPeer(ForeignPeer):
         """The socket that takes requests."""
         return self._folder / "control"
 
+    async def listens(self) -> None:
+        """Wait until the daemon takes requests."""
+        while True:
+            try:
+                async with await trio.open_unix_socket(str(self.control)):
+                    return
+            except OSError:  # not there yet, or not listening yet
+                await trio.sleep(0.02)
+
     async def start(self) -> None:
         """Ask who and where it is, and serve the protocols of a trial."""
         answer = await self._ask(wire.Request(type="IDENTIFY"))
@@ -69,11 +82,7 @@ class DaemonPeer(ForeignPeer):
             for raw in answer.identify.addrs
             if raw[:1] == b"\x04" and raw[5:6] == b"\x06"
         )
-        for name, protocol, handler in (
-            ("echo", ECHO, _echo),
-            ("slow", SLOW, _slow),
-            ("digest", DIGEST, _digest),
-        ):
+        for name, protocol, handler in (("echo", ECHO, _echo), ("slow", SLOW, _slow)):
             await self._nursery.start(self._serve, self._folder / name, handler)
             address = _unix_multiaddr(self._folder / name)
             handle = wire.StreamHandler(addr=address, proto=[protocol], balanced=False)
@@ -117,12 +126,14 @@ class DaemonPeer(ForeignPeer):
                 chunk = bytes([offset // CHUNK_BYTES % 251]) * min(CHUNK_BYTES, size - offset)
                 sent.update(chunk)
                 await stream.send_all(chunk)
-            await stream.send_eof()
 
         async with stream, trio.open_nursery() as nursery:
             nursery.start_soon(send)
             await trio.sleep(pause_s)
-            async for data in stream:
+            while received < size:
+                data = await stream.receive_some(CHUNK_BYTES)
+                if not data:
+                    break
                 back.update(data)
                 received += len(data)
         return RoundTrip(received_bytes=received, equal=sent.digest() == back.digest())
@@ -168,7 +179,7 @@ class DaemonPeer(ForeignPeer):
         return bytes(answer.dht.value)
 
     async def _listen(
-        self, topic: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self, topic: str, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         stream = await trio.open_unix_socket(str(self.control))
         async with stream:
@@ -193,7 +204,7 @@ class DaemonPeer(ForeignPeer):
         path: Path,
         handler: Callable[[trio.SocketStream], Awaitable[None]],
         *,
-        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+        task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Accept the streams that the daemon hands over on a unix socket of ours."""
         with trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
@@ -247,8 +258,7 @@ async def open_daemon_peer(options: PeerOptions) -> AsyncIterator[DaemonPeer]:
             await nursery.start(_run, command)
             peer = DaemonPeer(folder, nursery)
             with trio.fail_after(ANSWER_TIMEOUT_S):
-                while not peer.control.exists():  # noqa: ASYNC110 - another process makes it
-                    await trio.sleep(0.02)
+                await peer.listens()
                 await peer.start()
             try:
                 yield peer
@@ -257,7 +267,7 @@ async def open_daemon_peer(options: PeerOptions) -> AsyncIterator[DaemonPeer]:
 
 
 async def _run(
-    command: list[str], *, task_status: trio.TaskStatus[trio.Process] = trio.TASK_STATUS_IGNORED
+    command: list[str], *, task_status: TaskStatus[trio.Process] = trio.TASK_STATUS_IGNORED
 ) -> None:
     await trio.run_process(
         command,
@@ -271,7 +281,6 @@ async def _run(
 async def _echo(stream: trio.SocketStream) -> None:
     async for data in stream:
         await stream.send_all(data)
-    await stream.send_eof()
 
 
 async def _slow(stream: trio.SocketStream) -> None:
@@ -279,14 +288,6 @@ async def _slow(stream: trio.SocketStream) -> None:
     await trio.sleep(PAUSE_S)
     await stream.send_all(data)
     await _echo(stream)
-
-
-async def _digest(stream: trio.SocketStream) -> None:
-    total = hashlib.sha256()
-    async for data in stream:
-        total.update(data)
-    await stream.send_all(total.digest())
-    await stream.send_eof()
 
 
 async def _receive(stream: trio.SocketStream, message: M) -> M:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -21,10 +21,14 @@ from interop.peers.port import (
     ANSWER_TIMEOUT_S,
     ForeignFault,
     ForeignPeer,
+    NotOffered,
     PeerOptions,
     RoundTrip,
 )
 from p2p import PeerId
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # the stubs that mypy finds for trio lack the name
 
 JS = Path(__file__).resolve().parent.parent / "js"
 NODE = JS / "node_modules" / ".bin" / "node"
@@ -148,8 +152,13 @@ async def open_js_peer(options: PeerOptions) -> AsyncIterator[LinePeer]:
 @asynccontextmanager
 async def open_stock_peer(options: PeerOptions) -> AsyncIterator[LinePeer]:
     """A py-libp2p peer with its own transport, muxer, gossipsub and DHT."""
+    if options.kademlia_protocol != "/ipfs/kad/1.0.0":
+        raise NotOffered("py-libp2p's DHT always speaks /ipfs/kad/1.0.0")
     command = [sys.executable, "-m", "interop.peers.stock", json.dumps({"signed": options.signed})]
     async with _open_line_peer(command) as peer:
+        # py-libp2p opens no stream to a peer whose addresses it does not know, and does not
+        # identify who has dialled it.
+        peer.dials = True
         yield peer
 
 
@@ -167,7 +176,7 @@ async def _open_line_peer(command: Sequence[str]) -> AsyncIterator[LinePeer]:
 
 
 async def _run(
-    command: Sequence[str], *, task_status: trio.TaskStatus[trio.Process] = trio.TASK_STATUS_IGNORED
+    command: Sequence[str], *, task_status: TaskStatus[trio.Process] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """The child process; cancelling ends it. What it says of its troubles is of no interest."""
     await trio.run_process(

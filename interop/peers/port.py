@@ -58,6 +58,12 @@ class ForeignPeer(ABC):
     peer_id: PeerId
     addresses: tuple[str, ...]
 
+    half_closes = True
+    """Whether it can end its sending and go on reading."""
+
+    dials = False
+    """Whether trials begin with its dial, because it can do little with who has dialled it."""
+
     @abstractmethod
     async def dial(self, address: str) -> None:
         """Connect to a full multiaddr."""

@@ -18,6 +18,7 @@ import multiaddr
 import trio
 from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.custom_types import TProtocol
 from libp2p.host.ping import PingService
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.network.stream.exceptions import StreamEOF
@@ -190,7 +191,7 @@ async def main(options: dict[str, Any]) -> None:
         dht = KadDHT(host, DHTMode.SERVER, max_peers_per_subnet=0)
         dht.register_validator("t", AnyValue())
         for protocol, handler in ((ECHO, echo), (SLOW, slow), (DIGEST, digest)):
-            host.set_stream_handler(protocol, handler)
+            host.set_stream_handler(TProtocol(protocol), handler)
         async with (
             background_trio_service(gossip),
             background_trio_service(pubsub),
@@ -209,8 +210,8 @@ async def obey(stock: Stock, nursery: trio.Nursery) -> None:
 
     async def run(line: dict[str, Any]) -> None:
         number = line.pop("id")
-        call: Callable[..., Awaitable[Any]] = getattr(stock, line.pop("command"))
         try:
+            call: Callable[..., Awaitable[Any]] = getattr(stock, line.pop("command"))
             say({"id": number, "result": await call(**line)})
         except Exception as error:  # noqa: BLE001 - the guard: a fault is an answer here
             say({"id": number, "error": f"{type(error).__name__}: {error}"})

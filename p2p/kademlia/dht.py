@@ -102,7 +102,7 @@ class Kademlia:
             table=self.table,
             providers=self._providers,
             records=self._records,
-            addresses_of=switch.addresses_of,
+            addresses_of=self._addresses_of,
         )
         self._service = Service(self._server, clock=clock, observed=switch.remote_address_of)
         self.provided: dict[bytes, None] = {}
@@ -371,6 +371,11 @@ class Kademlia:
             self.populated.set()
         if challenged is not None:
             self.probe(challenged)
+
+    def _addresses_of(self, peer_id: PeerId) -> tuple[str, ...]:
+        if peer_id == self._switch.peer_id:
+            return self._switch.addresses
+        return self._switch.addresses_of(peer_id)
 
     def _remember(self, contact: Contact) -> None:
         with contextlib.suppress(MalformedAddress):

@@ -5,7 +5,8 @@ validators accept; every answer is bounded; a request that is refused raises `Pr
 `InvalidRecord`, upon which its stream is reset (libp2p kad-dht, "RPC messages").
 
 Deviations: FIND_NODE for a known peer names that peer first and then its neighbours, as go-libp2p
-does, where the text wants it alone: a search for one's own neighbours could never end otherwise.
+does, where the text wants it alone: a search for one's own neighbours could never end otherwise. It
+names this node when asked for it: go-libp2p takes in only servers that do.
 ADD_PROVIDER counts once, for the sender, whatever the message repeats.
 """
 
@@ -99,7 +100,7 @@ class Server:
         target = self._peer_named(request.key)
         if target is None or target == sender or any(c.peer_id == target for c in closer):
             return closer
-        # Clients are in nobody's table; a peer that is connected to one can still say where it is.
+        # Nor are we in our table, nor clients in anybody's, but where they are can be known.
         addresses = self._addresses_of(target)
         if not addresses:
             return closer

@@ -63,6 +63,13 @@ def test_find_node_names_a_known_target_first_even_a_client() -> None:
     assert len(answer.closer) == 20
 
 
+def test_find_node_names_the_node_itself() -> None:
+    node = Node()
+    own = Contact(peer_id=LOCAL, addresses=(f"/ip4/127.0.0.1/tcp/1/p2p/{LOCAL}",))
+    node.clients[LOCAL] = own.addresses
+    assert node.ask(Kind.FIND_NODE, LOCAL.to_bytes()).closer[0] == own
+
+
 def test_announcing_oneself_is_remembered_and_answers_carry_both_lists() -> None:
     node = Node()
     announcement = Message(kind=Kind.ADD_PROVIDER, key=KEY, providers=(contact(500), contact(501)))
