@@ -45,7 +45,6 @@ from tensorwire import (
 from tensorwire.events import REQUEST_ID_BYTES, answer_parts, kind_of, request_parts
 from tensorwire.exchange import PROTOCOL
 
-RECEIVE_BYTES = 1 << 20  # per call; a stream returns what it has
 SEND_ALONE_BYTES = 128 << 10  # half of Yamux's first window: cannot block on a peer not reading
 HASH_INLINE_BYTES = 256 << 10  # 0.1 ms of blake3; more goes to a worker thread
 
@@ -241,7 +240,7 @@ class Dendrite:
 
 async def _receive(stream: Stream, exchange: ClientExchange) -> Result | Gradient | Failure:
     while True:
-        data = await stream.receive_some(RECEIVE_BYTES)
+        data = await stream.receive_some()
         if not data:
             exchange.receive_end()
         for event in exchange.receive_data(data):

@@ -48,7 +48,8 @@ from tensorwire.queue import StakeQueue
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # the stubs that mypy finds for trio lack the name
 
-RECEIVE_BYTES = 1 << 20  # per call; a stream returns what it has
+JOINED_BYTES_MAX = 128 << 10  # an answer up to this leaves as one: a copy costs less than a frame
+WATCH_AFTER_S = 0.01  # a job that waits longer has a task that notices when its peer goes
 RATE_MEMORY = 0.8  # moving average of the measured cost per second
 
 EXCHANGE_BYTES = 32 << 10  # of tasks, stream and header, held beside the payload
@@ -193,7 +194,7 @@ class Server:
     async def _receive_head(self, stream: Stream, exchange: ServerExchange) -> RequestHead | None:
         with trio.move_on_after(self._options.header_timeout_s):
             while True:
-                data = await stream.receive_some(RECEIVE_BYTES)
+                data = await stream.receive_some()
                 if not data:
                     exchange.receive_end()
                 for event in exchange.receive_data(data):
@@ -237,7 +238,7 @@ class Server:
         events = exchange.admit()
         with trio.move_on_after(allowed_s):
             while not events:
-                data = await stream.receive_some(RECEIVE_BYTES)
+                data = await stream.receive_some()
                 if not data:
                     exchange.receive_end()
                 events = exchange.receive_data(data)
@@ -269,10 +270,13 @@ class Server:
         self._answer_dropped()
         self._work.set()
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._watch, stream, exchange, job)
+            with trio.move_on_after(WATCH_AFTER_S):
                 await job.done.wait()
-                nursery.cancel_scope.cancel()
+            if not job.done.is_set():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch, stream, exchange, job)
+                    await job.done.wait()
+                    nursery.cancel_scope.cancel()
         finally:
             # Still waiting: reset by the peer (charged to it), or out of time (not).
             self._queue.cancel(ticket, expired=not job.reset)
@@ -282,7 +286,7 @@ class Server:
         """Notice a reset, or bytes that do not belong there, while a job waits."""
         try:
             while True:
-                data = await stream.receive_some(RECEIVE_BYTES)
+                data = await stream.receive_some()
                 if not data:
                     exchange.receive_end()
                     return
@@ -368,6 +372,8 @@ class Server:
 
     async def _send(self, stream: Stream, exchange: ServerExchange, answer: Answer) -> None:
         segments = exchange.send(answer)
+        if sum(map(len, segments)) <= JOINED_BYTES_MAX:
+            segments = [b"".join(segments)]
         options = self._options
         allowed_s = options.send_timeout_s + sum(map(len, segments)) / options.rate_bytes_per_s_min
         with trio.move_on_after(allowed_s) as scope:

@@ -109,7 +109,7 @@ def decode_header(data: bytes, limits: Limits) -> Header:
         receipt=_decode_receipt(message.receipt) if message.HasField("receipt") else None,
         failure=_decode_failure(message.failure) if message.HasField("failure") else None,
     )
-    _check_header(header, limits)
+    check_header(header, limits)
     for spec, part in zip(header.parts, message.parts, strict=True):
         if part.payload_bytes != spec.payload_bytes:
             detail = f"{part.payload_bytes} bytes announced, the shape has {spec.payload_bytes}"
@@ -117,7 +117,8 @@ def decode_header(data: bytes, limits: Limits) -> Header:
     return header
 
 
-def _check_header(header: Header, limits: Limits) -> None:
+def check_header(header: Header, limits: Limits) -> None:
+    """All rules that a header of its kind must keep; raises `RemoteProtocolError`."""
     parts = header.parts
     match header.kind:
         case Kind.FORWARD:

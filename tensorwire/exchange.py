@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from blake3 import blake3
 
-from tensorwire.codec import Header, decode_header, encode_header
+from tensorwire.codec import Header, check_header, decode_header, encode_header
 from tensorwire.errors import (
     FailureCode,
     InvariantViolation,
@@ -184,14 +184,13 @@ class ClientExchange(_Exchange):
             reply_dtype=request.reply_dtype,
             receipt_wanted=request.receipt_wanted,
         )
-        encoded = encode_header(header)
         try:
-            decode_header(encoded, self._limits)
+            check_header(header, self._limits)
         except RemoteProtocolError as error:
             raise LocalProtocolError(str(error)) from error
         self._step(_SENDS[kind])
         self._request = request
-        return encode_frame(encoded, parts)
+        return encode_frame(encode_header(header), parts)
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> list[ClientEvent]:
         """Feed bytes of the answer; raises `RemoteProtocolError`, after which nothing follows."""

@@ -134,6 +134,6 @@ def _aligned_views(lengths: Sequence[int]) -> list[memoryview]:
         end += -(-length // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
     # numpy leaves the memory untouched and asks for huge pages; a bytearray would clear it first.
     buffer = np.empty(end + ALIGNMENT_BYTES, dtype=np.uint8)
-    first = -buffer.ctypes.data % ALIGNMENT_BYTES
+    first = -buffer.__array_interface__["data"][0] % ALIGNMENT_BYTES
     view = buffer.data[first:]
     return [view[at : at + length] for at, length in zip(offsets, lengths, strict=True)]

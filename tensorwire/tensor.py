@@ -28,6 +28,7 @@ SPEECH_SAMPLES = 4_000  # 250 ms of 16 kHz mono per step
 SPEECH_VALUE_MAX = 1.0
 SCALE_BYTES = 4
 VOCABULARY_MAX = 1 << 31  # token ids below this, where no vocabulary is known
+SQUARES_SAFE = 0.9  # of bound²: float32 sums of squares are within 1e-3 of exact
 ALIGNMENT_BYTES = 64  # of every received part, so that torch may read it in place
 
 _BFLOAT16_MAGNITUDE_MAX = 0x461C  # 9,984: the greatest bfloat16 that is <= VALUE_MAX
@@ -262,8 +263,7 @@ def check_values(
         case DType.FLOAT32:
             is_sound = part.modality is Modality.SPEECH and not is_gradient
             bound = SPEECH_VALUE_MAX if is_sound else VALUE_MAX
-            values = tensor.to_numpy()  # min and max propagate NaN, which fails both comparisons
-            fits = bool(values.min() >= -bound and values.max() <= bound)
+            fits = _are_within(tensor.to_numpy().reshape(-1), bound)
         case DType.FLOAT16:
             fits = _magnitude_max(tensor) <= _FLOAT16_MAGNITUDE_MAX
         case DType.BFLOAT16:
@@ -308,6 +308,14 @@ def _bytes_view(array: NDArray[Any]) -> memoryview:
     if array.size == 0:
         raise LocalProtocolError("an empty tensor has no representation")
     return array.reshape(-1).data.cast("B").toreadonly()
+
+
+def _are_within(values: NDArray[np.float32], bound: float) -> bool:
+    # A sum of squares below bound² is proof in one pass at a third of the cost; it is not where it
+    # is infinite, NaN or near the bound. min and max propagate NaN, which fails both comparisons.
+    if np.vdot(values, values) <= SQUARES_SAFE * bound * bound:
+        return True
+    return bool(values.min() >= -bound and values.max() <= bound)
 
 
 def _magnitude_max(tensor: WireTensor) -> int:
