@@ -124,19 +124,17 @@ def _print_mapping(value: Mapping[str, Any]) -> None:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
+    """Aligned columns, never folded: a peer id that is cut in two cannot be copied."""
     if not rows:
         click.echo("none")
         return
-    table = Table(box=None, pad_edge=False)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    for name in names:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(_text(row.get(name)) for name in names))
-    Console(highlight=False).print(table, markup=False)
+    lines = [[name.replace("_", " ") for name in names]]
+    lines += [[_text(row.get(name)) for name in names] for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    for line in lines:
+        cells = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
 
 
 def _text(value: Any) -> str:
