@@ -42,7 +42,6 @@ class Limits:
     protocol_id_bytes_max: int = 512  # multistream-select lines are short
 
     # Yamux windows (bytes that a peer may send ahead of the reader)
-    window_bytes_initial: int = 256 * KIB  # fixed by the Yamux specification
     window_bytes_max: int = 16 * MIB  # auto-tuned up to here: 1 Gbit/s at 128 ms
     connection_buffer_bytes_max: int = 64 * MIB  # all windows granted on one connection
     process_buffer_bytes_max: int = 256 * MIB  # all windows granted beyond the initial ones
