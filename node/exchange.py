@@ -24,6 +24,7 @@ import trio
 from numpy.typing import NDArray
 
 from node.byte_budget import BudgetExceeded, ByteBudget, ByteBudgetLimits, Holding
+from node.cost_meter import CostMeter
 from node.model import Model, promised_cost, reply_bytes
 from node.model_call import Job, ModelCaller, Service, row_shapes
 from p2p.identity import PeerId
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
 
 JOINED_BYTES_MAX = 128 << 10  # an answer up to this leaves as one: a copy costs less than a frame
 WATCH_AFTER_S = 0.01  # a job that waits longer has a task that notices when its peer goes
-RATE_MEMORY = 0.8  # moving average of the measured cost per second
 
 EXCHANGE_BYTES = 32 << 10  # of tasks, stream and header, held beside the payload
 
@@ -117,7 +117,7 @@ class Server:
         )
         self._work = trio.Event()
         self._service_number = 0
-        self._measured = False  # whether `cost_per_s` is this machine's
+        self._meter = CostMeter()
         self.counters: Counter[str] = Counter()
 
     @property
@@ -359,16 +359,11 @@ class Server:
         )
 
     def _measure(self, tickets: Sequence[Ticket[Job]], duration_s: float) -> None:
-        """Correct what each ticket was charged, and learn how much cost a second is."""
-        cost = sum(ticket.cost for ticket in tickets)
-        measured = max(1, int(duration_s * self._queue.cost_per_s))
-        if self._measured:
-            for ticket in tickets:
-                self._queue.correct(ticket, measured * ticket.cost // cost)
-        rate = cost / max(duration_s, 1e-6)
-        memory = RATE_MEMORY if self._measured else 0.0
-        self._queue.cost_per_s = max(1, int(memory * self._queue.cost_per_s + (1 - memory) * rate))
-        self._measured = True
+        """Correct what each ticket was charged by what it took."""
+        costs = [(ticket.request.peer, ticket.cost) for ticket in tickets]
+        for ticket, cost in zip(tickets, self._meter.observe(costs, duration_s), strict=True):
+            self._queue.correct(ticket, cost)
+        self._queue.cost_per_s = max(1, self._meter.cost_per_s)
 
     async def _send(self, stream: Stream, exchange: ServerExchange, answer: Answer) -> None:
         segments = exchange.send(answer)
