@@ -8,6 +8,8 @@ sealed states, and hands the engine events. What a peer sends is judged before i
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import trio
@@ -28,17 +30,19 @@ from consensus.vote import Certificate
 from node.clock import SystemClock
 from node.driver import Driver
 from node.errors import TransactionRefused
-from node.join import CatchUp, CatchUpProgress
 from node.ledger import BODY_ROOM_BYTES, OFFERED_MAX, LedgerView
 from node.mempool import Choice, Mempool, Refusal
 from node.propagation import Propagation
 from node.recovery import Recovered, start_engine
 from node.sync.answers import answerers
+from node.sync.catch_up import CatchUp, CatchUpProgress
 from node.sync.client import SYNC_PROTOCOL
+from node.sync.fast_forward import FastForward
 from node.sync.fetch import Fetcher
 from node.sync.greeter import Greeter
 from node.sync.messages import PROTOCOL_VERSION, Status
 from node.sync.server import SyncServer
+from node.sync.snapshot import cut
 from node.verifier import RememberingVerifier
 from p2p.identity import PeerId
 from p2p.network import Network, Verdict
@@ -52,10 +56,29 @@ FINALIZED_BACKLOG: Final = 1_024
 """Blocks that a reader of `finalized` may be behind; then its iteration ends."""
 
 
+SNAPSHOT_EPOCHS: Final = 8
+"""A snapshot is kept at every eighth boundary; joiners execute fewer epochs than that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncOptions:
+    """How a long chain is joined: where pieces are kept, and what is trusted.
+
+    `checkpoint` is (epoch, hash of its boundary block); `must_check` demands one after a long
+    absence; `in_full` executes every block.
+    """
+
+    directory: Path
+    checkpoint: tuple[Epoch, Digest] | None = None
+    must_check: bool = True
+    in_full: bool = False
+
+
 class Chain:
     """Runs while `run` does; `final` is called with every block that becomes final.
 
-    `own_signer` signs votes when `participate` is set; without it the node only follows.
+    `signer` signs votes when `participate` is set; without it the node only follows. `sync` says
+    how a long chain is joined.
     """
 
     def __init__(
@@ -67,6 +90,7 @@ class Chain:
         verifier: RememberingVerifier,
         signer: Ed25519Signer,
         participate: bool,
+        sync: SyncOptions,
         final: Callable[[Block], None],
     ) -> None:
         self.mempool = Mempool(fee_min=recovered.parameters.fee)
@@ -84,7 +108,10 @@ class Chain:
         self._verifier = verifier
         self._signer = signer
         self._participate = participate
+        self._sync_options = sync
         self._final = final
+        self._snapshot_wanted: State | None = None
+        self._snapshot_event = trio.Event()
         self._clock = SystemClock()
         self._engine: Engine | None = None
         self._driver: Driver | None = None
@@ -93,7 +120,7 @@ class Chain:
         self._fetcher = Fetcher(
             network, peer_of=self._peer_of, deliver=self._deliver, chance=random.Random()
         )
-        self._sync = SyncServer(
+        self._sync_server = SyncServer(
             answerers(encode_genesis(genesis), recovered.store, unfinished=self)
         )
 
@@ -144,27 +171,52 @@ class Chain:
 
     # Running.
 
-    async def run(self, *, joins: bool, observe: Callable[[CatchUpProgress], None]) -> None:
+    async def run(
+        self,
+        *,
+        joins: bool,
+        observe: Callable[[CatchUpProgress], None],
+        observe_pieces: Callable[[int, int], None],
+    ) -> None:
         """Greet, answer, catch up, then order, until cancelled.
 
-        `joins` says that there is somebody to catch up with; `observe` follows catching up.
+        `joins` says that there is somebody to catch up with; `observe` follows catching up by
+        height, `observe_pieces` a snapshot's pieces (done, of).
         """
-        await self._network.serve(SYNC_PROTOCOL, self._sync.handle)
+        await self._network.serve(SYNC_PROTOCOL, self._sync_server.handle)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.greeter.run)
                 nursery.start_soon(self.propagation.run)
                 nursery.start_soon(self._fetcher.run)
                 if joins:
-                    await self._catch_up(observe)
+                    await self._catch_up(observe, observe_pieces)
+                nursery.start_soon(self._keep_snapshots)
                 await self._order()
         finally:
             with trio.CancelScope(shield=True):
                 await self._network.unserve(SYNC_PROTOCOL)
 
-    async def _catch_up(self, observe: Callable[[CatchUpProgress], None]) -> None:
+    async def _catch_up(
+        self,
+        observe: Callable[[CatchUpProgress], None],
+        observe_pieces: Callable[[int, int], None],
+    ) -> None:
         with trio.move_on_after(MEETING_S):
             await self.greeter.somebody.wait()
+        if not self._sync_options.in_full:
+            await FastForward(
+                self._network,
+                self._recovered,
+                directory=self._sync_options.directory,
+                verifier=self._verifier,
+                checkpoint=self._sync_options.checkpoint,
+                must_check=self._sync_options.must_check,
+                now_ms=self._clock.now_ms(),
+                peers=self.greeter.heights,
+                observe=observe,
+                observe_pieces=observe_pieces,
+            ).run()
         await CatchUp(
             self._network,
             self._recovered,
@@ -172,6 +224,17 @@ class Chain:
             peers=self.greeter.heights,
             observe=observe,
         ).run()
+
+    async def _keep_snapshots(self) -> None:
+        """Cut the newest wanted state into pieces for joiners, outside the trio thread."""
+        store = self._recovered.store
+        while True:
+            await self._snapshot_event.wait()
+            self._snapshot_event = trio.Event()
+            state, self._snapshot_wanted = self._snapshot_wanted, None
+            if state is not None:
+                pieces = await trio.to_thread.run_sync(lambda: list(cut(state)))  # noqa: B023
+                await trio.to_thread.run_sync(store.save_snapshot, state.height, pieces)
 
     async def _order(self) -> None:
         engine = start_engine(
@@ -202,6 +265,9 @@ class Chain:
         touched = None  # a boundary pays, jails and moves weights: everybody is touched
         if block.header.next_vset_hash == ZERO_DIGEST:
             touched = {decode_transaction(data).account for data in block.body.transactions}
+        elif self.state.epoch % SNAPSHOT_EPOCHS == 0:
+            self._snapshot_wanted = self.state
+            self._snapshot_event.set()
         self.mempool.advance(self.view(), touched)
         self.transactions += len(block.body.transactions)
         self._final(block)

@@ -74,6 +74,10 @@ class Config:
             "Trusted boundary block for a node away too long (epoch:hash).", metavar="EPOCH:HASH"
         ),
     )
+    full_sync: bool = field(
+        default=False,
+        metadata=_help("Execute every block when joining, never start from a snapshot."),
+    )
     bootstrap: tuple[str, ...] = field(
         default=(), metadata=_help("Peer to join through; repeatable.", metavar="ADDR")
     )
@@ -100,7 +104,8 @@ class Config:
         ),
     )
     model: str = field(
-        default="bytes", metadata=_help("Model to serve and train.", choices=("bytes", "test", "none"))
+        default="bytes",
+        metadata=_help("Model to serve and train.", choices=("bytes", "test", "none")),
     )
     train: bool = field(default=True, metadata=_help("Train and ask other peers."))
     participate: bool = field(

@@ -25,20 +25,21 @@ from consensus.block import Block
 from consensus.crypto import Ed25519Signer
 from consensus.state import State
 from consensus.transaction import Content, Role, SetWeights, named_peer_key
-from consensus.types import AccountId, ChainId, Modality, PeerKey
+from consensus.types import AccountId, ChainId, Digest, Epoch, Modality, PeerKey
 from consensus.wallet import draft_of
 from node.api import serve_api
-from node.chain import Chain
+from node.chain import Chain, SyncOptions
 from node.config import Config
 from node.discovery import find_each_other, rendezvous
 from node.errors import TransactionRefused
-from node.join import CatchUpProgress, NetworkOpener
 from node.market import Market
 from node.membership import measured_row
 from node.model import Model
 from node.origin import Origin, open_origin
 from node.recovery import Recovered, recover
 from node.report import Finalized, Notice, Progress, ReportSink, Started
+from node.sync.catch_up import CatchUpProgress
+from node.sync.genesis import NetworkOpener
 from node.verifier import RememberingVerifier
 from node.views import NodeViews
 from p2p.identity import PeerId
@@ -81,6 +82,7 @@ class Node:
             verifier=verifier,
             signer=self._peer_signer,
             participate=config.participate,
+            sync=_sync_options(config, origin),
             final=self._final,
         )
         self.market = Market(config, self.chain, network, keys.peer, self.owner, model=model)
@@ -160,7 +162,12 @@ class Node:
             self._report_started(api)
             nursery.start_soon(self._report_progress)
             nursery.start_soon(
-                partial(self.chain.run, joins=self._joins, observe=self._report_catching_up)
+                partial(
+                    self.chain.run,
+                    joins=self._joins,
+                    observe=self._report_catching_up,
+                    observe_pieces=self._report_pieces,
+                )
             )
             nursery.start_soon(self.market.run, self)
 
@@ -218,10 +225,27 @@ class Node:
         text = f"caught up to {progress.height} of {progress.network_height}"
         self._report(Notice(t_s=time.time(), level="info", text=text))
 
+    def _report_pieces(self, done: int, total: int) -> None:
+        text = f"snapshot: {done} of {total} pieces"
+        self._report(Notice(t_s=time.time(), level="info", text=text))
+
     async def _report_progress(self) -> None:
         while True:
             self._report(self.progress())
             await trio.sleep(PROGRESS_S)
+
+
+def _sync_options(config: Config, origin: Origin) -> SyncOptions:
+    checkpoint = None
+    if config.checkpoint is not None:
+        epoch, _, block_hash = config.checkpoint.partition(":")
+        checkpoint = Epoch(int(epoch)), Digest(bytes.fromhex(block_hash))
+    return SyncOptions(
+        directory=origin.directory.path,
+        checkpoint=checkpoint,
+        must_check=config.network != "local",
+        in_full=config.full_sync,
+    )
 
 
 @asynccontextmanager

@@ -14,8 +14,8 @@ from node.config import Config
 from node.data_directory import DataDirectory, Keys, claim, claim_default
 from node.errors import ChainMismatch
 from node.genesis_file import Allocation, load_genesis, local_genesis, save_genesis
-from node.join import NetworkOpener, fetch_genesis
 from node.keystore import read_passphrase
+from node.sync.genesis import NetworkOpener, fetch_genesis
 from p2p.identity import Identity
 
 

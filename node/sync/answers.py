@@ -16,6 +16,7 @@ from node.store import ChainStore
 
 from .messages import GENESIS_PIECE_BYTES, REPLY_BYTES_MAX, Question, Request
 from .server import Answerer
+from .snapshot import encode_offer
 
 BLOCKS_MAX: Final = 512
 PROOFS_MAX: Final = 256
@@ -87,6 +88,14 @@ def answerers(
         newest = await trio.to_thread.run_sync(store.last_certificate)
         return [] if newest is None else [newest[1]]
 
+    async def answer_snapshots(_request: Request) -> Sequence[bytes]:
+        kept = await trio.to_thread.run_sync(store.snapshots)
+        return [encode_offer(height, pieces) for height, pieces in kept]
+
+    async def answer_piece(request: Request) -> Sequence[bytes]:
+        piece = await trio.to_thread.run_sync(store.snapshot_chunk, request.number, request.first)
+        return [] if piece is None else [piece]
+
     return {
         Question.GENESIS: answer_genesis,
         Question.EPOCH_PROOFS: answer_proofs,
@@ -94,4 +103,6 @@ def answerers(
         Question.ANCESTRY: answer_ancestry,
         Question.CERTIFICATES: answer_certificates,
         Question.TIP: answer_tip,
+        Question.SNAPSHOTS: answer_snapshots,
+        Question.SNAPSHOT_PIECE: answer_piece,
     }

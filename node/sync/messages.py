@@ -39,6 +39,8 @@ class Question(IntEnum):
     ANCESTRY = 4  # the block with `hash` and its ancestors above height `number`, newest first
     CERTIFICATES = 5  # of `count` views of epoch `number` from view `first` on
     TIP = 6  # no arguments: the newest certificate of a final block
+    SNAPSHOTS = 7  # no arguments: the snapshots that can be had
+    SNAPSHOT_PIECE = 8  # piece `first` of the snapshot at height `number`
 
 
 class Outcome(IntEnum):
