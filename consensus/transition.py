@@ -314,6 +314,11 @@ def step_of(parameters: Parameters) -> OutcomeOf:
     return compute
 
 
+def forget_decoded() -> None:
+    """Empty the memory of decoded transactions, for measurements."""
+    _decoded.cache_clear()
+
+
 def _return_weights_of_departed(draft: State) -> None:
     """Entries to departed peers go to the self edge, exempt from its cap."""
     if not draft.removed:

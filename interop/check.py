@@ -2,7 +2,8 @@
 
 Nothing here or in `interop.oracle` is shared with the packages, so an error would have to be made
 twice. `fixed` and `mechanism` are recomputed whole; of `codec` the rows, transactions, hashes,
-trees, signatures, work and rounding; of `transition` the Merkle root over the dumped entries, and every balance of blocks of SetWeights and Transfer, boundary included.
+trees, signatures, work and rounding; of `transition` the Merkle root over the dumped entries, and
+every balance of blocks of SetWeights and Transfer, boundary included.
 """
 
 from __future__ import annotations
