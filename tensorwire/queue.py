@@ -176,6 +176,8 @@ class StakeQueue(Generic[Request]):
         )
         difference = bounded - ticket.cost
         flow = _flow(ticket)
+        if not difference:
+            return
         if not flow.is_floor:
             # A flow that had gone idle and was forgotten must not escape what it still owes.
             flow = self._flows.setdefault(ticket.sender, flow)
