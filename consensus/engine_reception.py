@@ -275,13 +275,21 @@ class Reception(EngineState):
         record.proposals[proposal.hash] = proposal
 
     def _receive_blocks(self, blocks: tuple[Block, ...]) -> bool:
-        """Take the blocks that are waited for, and their ancestors: hashes prove themselves."""
-        expected = {need.hash for need in self._requests if isinstance(need, WantedBlock)}
+        """Take the blocks that are waited for, and their ancestors: hashes prove themselves. An
+        answer without anything new lets the engine ask again at once.
+        """
+        wanted = [need for need in self._requests if isinstance(need, WantedBlock)]
+        expected = {need.hash for need in wanted}
+        useful = False
         for block in sorted(blocks, key=lambda block: block.height, reverse=True):
-            if block.hash in expected or block.hash in self.chain.headers:
+            fresh = block.hash not in self.chain.bodies
+            if fresh and (block.hash in expected or block.hash in self.chain.headers):
+                useful = True
                 self._hold(block.header, block.body)
                 if block.height > self.tip.height + 1:
                     expected.add(block.header.parent_hash)
+        if not useful:
+            self._requests.update(dict.fromkeys(wanted, self.now_ms))
         return True
 
     def _trim(self) -> None:
@@ -293,7 +301,7 @@ class Reception(EngineState):
     def _later_epoch(self, message: Message, source: str) -> None:
         """Somebody is ahead: ask for the proof of this epoch, keep what is of the next ones."""
         epoch = message_epoch(message)
-        self._ahead = max(self._ahead, (epoch, source))
+        self._ahead = max(self._ahead[0], epoch), source
         if self.now_ms >= self._proof_asked_ms + ANSWER_INTERVAL_MS:
             self._ask_proof()
         if isinstance(message, EpochProof):

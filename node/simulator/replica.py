@@ -108,6 +108,7 @@ class Replica:
         self.engine = self.make_engine()
         self.states = {self.engine.tip.hash: self.disk.state}
         self._wake = 0
+        self._last_asked: RequestBlocks | RequestCertificates | None = None
         self.hand(Tick())
         for other in self.network.replicas:
             if other is not self and other.alive:
@@ -306,11 +307,7 @@ class Replica:
         others = self.network.others(self)
         if not others:
             return
-        chosen = self.world.random.choice(others)
-        if isinstance(request, RequestEpochProof):
-            chosen = self.network.replicas[int(request.ask_first)]
-        elif request.ask_first is not None and self.world.random.random() < 0.5:
-            chosen = self.network.replica_of(request.ask_first) or chosen
+        chosen = self._whom(request, others)
         life = self.life
 
         def answer() -> None:
@@ -318,6 +315,20 @@ class Replica:
                 chosen.answer(request, self)
 
         self.world.carry(self.index, chosen.index, answer)
+
+    def _whom(
+        self,
+        request: RequestBlocks | RequestCertificates | RequestEpochProof,
+        others: list[Replica],
+    ) -> Replica:
+        """First whom the engine names, later anybody."""
+        if isinstance(request, RequestEpochProof):
+            return self.network.replicas[int(request.ask_first)]
+        again, self._last_asked = request == self._last_asked, request
+        first = None if request.ask_first is None else self.network.replica_of(request.ask_first)
+        if again or first is None or first is self:
+            return self.world.random.choice(others)
+        return first
 
     def answer(
         self, request: RequestBlocks | RequestCertificates | RequestEpochProof, asker: Replica
