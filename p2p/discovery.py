@@ -34,6 +34,10 @@ LOST_WANTED_S = 120.0
 GRACE_S = 20.0
 """A new connection is not let go before: time for identify, gossip grafts and a status exchange."""
 
+STABLE_S = 10.0
+"""A connection that broke sooner counts as a failed dial: the peer may be refusing us on purpose,
+and must not be redialled every second for ever."""
+
 DIALS_PER_REVIEW_MAX = 8
 """So that a full address book is not dialled at once."""
 
@@ -61,19 +65,22 @@ class PeerPlan:
         self._dismissed: set[PeerId] = set()
 
     def connected(self, peer_id: PeerId) -> None:
-        """A connection came about: its backoff starts anew next time."""
-        self._candidates.pop(peer_id, None)
+        """A connection came about; whether it was a success shows by how long it lasts."""
         self._dismissed.discard(peer_id)
 
-    def lost(self, peer_id: PeerId, now_s: float, *, was_useful: bool) -> None:
-        """A connection broke: redial soon, but not at once, as it may have been on purpose."""
+    def lost(
+        self, peer_id: PeerId, now_s: float, *, lasted_s: float, was_useful: bool = False
+    ) -> None:
+        """A connection broke: redial soon, unless the peer seems not to want us."""
         candidate = self._candidate(peer_id)
-        candidate.next_dial_s = now_s + self._jittered(self._limits.redial_backoff_min_s)
+        if lasted_s >= STABLE_S:
+            candidate.failures = 0
         if was_useful:
             candidate.wanted_until_s = now_s + LOST_WANTED_S
+        self.dial_failed(peer_id, now_s)
 
     def dial_failed(self, peer_id: PeerId, now_s: float) -> None:
-        """Nobody answered: wait twice as long as last time, up to the ceiling of its kind."""
+        """Wait twice as long as last time, up to the ceiling of its kind."""
         limits, candidate = self._limits, self._candidate(peer_id)
         doubled = limits.redial_backoff_min_s * 2**candidate.failures
         is_wanted = self._is_wanted(peer_id, now_s)
@@ -192,10 +199,12 @@ class PeerKeeper:
                         self._connected[event.peer_id] = (event.direction, now_s)
                         self._plan.connected(event.peer_id)
                     case PeerDisconnected():
-                        self._connected.pop(event.peer_id, None)
+                        _, since_s = self._connected.pop(event.peer_id, (None, now_s))
                         was_useful = event.peer_id in self._useful
                         self._useful.discard(event.peer_id)
-                        self._plan.lost(event.peer_id, now_s, was_useful=was_useful)
+                        self._plan.lost(
+                            event.peer_id, now_s, lasted_s=now_s - since_s, was_useful=was_useful
+                        )
 
     def _review(self, nursery: trio.Nursery) -> None:
         now_s = trio.current_time()

@@ -111,6 +111,9 @@ async def respond(
 ) -> NegotiatedStream:
     """Agree on the first proposal that is served here.
 
+    The header waits for the proposal behind it, so that both answers leave in one flight; an
+    initiator that waits for our header first gets it.
+
     Raises:
         ProtocolViolation: anything else than lines, or `proposals_max` proposals without one
         served. StreamReset: the peer broke off.
@@ -119,7 +122,12 @@ async def respond(
     await _expect(raw, reader, HEADER)
     answer = encode_line(HEADER)
     for _ in range(proposals_max):
-        protocol = await _read_line(raw, reader)
+        protocol = reader.next_line()
+        if protocol is None:
+            if answer:
+                await raw.send_all(answer)
+                answer = b""
+            protocol = await _read_line(raw, reader)
         if is_served(protocol):
             await raw.send_all(answer + encode_line(protocol))
             return NegotiatedStream(raw, peer_id, protocol, surplus=reader.take_surplus())
@@ -173,7 +181,7 @@ class NegotiatedStream(Stream):
         await self._flush()
         await self._raw.send_eof()
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if self._answer is not None:
             await self._flush()
             await self._read_answer(self._answer)

@@ -45,6 +45,10 @@ class Stream(trio.abc.HalfCloseableStream):
         """The protocol that both sides agreed on."""
 
     @abstractmethod
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The next bytes, as many as are there up to `max_bytes`; b"" at the peer's end."""
+
+    @abstractmethod
     async def reset(self) -> None:
         """End both directions at once; the peer's calls raise `StreamReset`. Idempotent."""
 
@@ -264,6 +268,7 @@ class Network(PubSub, ContentRouting, Protocol):
         Raises:
             ProtocolUnsupported: the peer knows none of them.
             NotConnected, DialFailed: no connection could be had.
+            ProtocolViolation: it negotiates wrongly, or not in time.
             StreamReset: the connection was lost meanwhile.
             LimitExceeded: too many streams.
         """

@@ -59,8 +59,8 @@ class PairedStream(RawStream):
     async def send_eof(self) -> None:
         await self.inner.send_eof()
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self.inner.receive_some(max_bytes)
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        return bytes(await self.inner.receive_some(max_bytes))
 
     async def aclose(self) -> None:
         await self.inner.aclose()
@@ -124,6 +124,19 @@ async def test_the_first_served_proposal_is_agreed_on() -> None:
     assert (mine.protocol, theirs.protocol) == ("/b", "/b")
     await mine.send_all(b"payload")
     assert await theirs.receive_some() == b"payload"
+
+
+async def test_an_initiator_may_wait_for_the_header() -> None:
+    """As py-libp2p does: header, header, proposal, answer."""
+    near, far = raw_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(respond, far, PEERS[0], {"/a"}.__contains__, 16)
+        await near.send_all(encode_line(HEADER))
+        assert await near.receive_some() == encode_line(HEADER)
+        await near.send_all(encode_line("/b"))
+        assert await near.receive_some() == encode_line("na")
+        await near.send_all(encode_line("/a"))
+        assert await near.receive_some() == encode_line("/a")
 
 
 async def test_optimistic_negotiation_is_one_flight() -> None:
@@ -357,12 +370,27 @@ def test_backoff_doubles_up_to_its_ceiling() -> None:
 
 def test_a_useful_peer_that_is_lost_is_wanted_for_a_while() -> None:
     keeper = plan(peers_low=1)
-    keeper.lost(PEERS[0], 0.0, was_useful=True)
+    keeper.lost(PEERS[0], 0.0, lasted_s=60, was_useful=True)
     for now_s in range(10):
         keeper.dial_failed(PEERS[0], float(now_s))
     due_s = 9.0 + LIMITS.redial_wanted_max_s
     assert keeper.to_dial(due_s, PEERS[1:4], PEERS[:4]) == [PEERS[0]], "although there are enough"
     assert keeper.to_dial(LOST_WANTED_S + 1, PEERS[1:4], PEERS[:4]) == []
+
+
+def test_a_peer_that_hangs_up_at_once_is_redialled_ever_more_rarely() -> None:
+    """A peer of another chain accepts the connection and ends it after the status exchange."""
+    keeper, now_s, dials = plan(peers_low=1), 0.0, 0
+    while now_s < 600:
+        if keeper.to_dial(now_s, [], PEERS[:1]):
+            dials += 1
+            keeper.connected(PEERS[0])
+            now_s += 0.5
+            keeper.lost(PEERS[0], now_s, lasted_s=0.5)
+        now_s += 0.1
+    assert dials < 30
+    keeper.lost(PEERS[0], now_s, lasted_s=60)
+    assert keeper.to_dial(now_s + 0.6, [], PEERS[:1]) == PEERS[:1], "a good one is redialled soon"
 
 
 def test_a_dismissed_peer_is_left_alone_until_it_is_back() -> None:
