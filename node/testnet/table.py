@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -13,19 +14,19 @@ from node.testnet.progress import NetworkProgress, NodeProgress
 
 def render(progress: NetworkProgress, *, blocks: int, elapsed_s: float) -> RenderableType:
     """What the terminal shows at this moment."""
-    table = Table(title=f"agora testnet, {elapsed_s:.0f} s", title_justify="left")
+    title = f"agora testnet, {elapsed_s:.0f} s"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = ("node", "final", "epoch", "peers", "loss", "exchanges", "served", "stake", "state")
     for column in columns:
-        table.add_column(column, justify="left" if column == "state" else "right")
+        table.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
     for node in progress.nodes:
         table.add_row(*_cells(node))
     done = min(blocks, min((node.finalized for node in progress.live), default=0))
     missing = progress.missing(blocks)
-    return Group(
-        table,
-        ProgressBar(total=blocks, completed=done, width=60),
-        Text(f"{done} of {blocks} blocks final" + (f"; waiting for {missing}" if missing else "")),
-    )
+    text = f"{done} of {blocks} blocks final" + (f"; waiting for {missing}" if missing else "")
+    goal = Table.grid(padding=(0, 1))
+    goal.add_row(ProgressBar(total=blocks, completed=done, width=24), Text(text))
+    return Group(table, goal)
 
 
 def line(progress: NetworkProgress, *, blocks: int, elapsed_s: float) -> str:
@@ -52,7 +53,7 @@ def _cells(node: NodeProgress) -> list[str]:
         "" if latest.loss is None else f"{latest.loss:.3f}",
         str(sum(latest.exchanges.values())),
         str(latest.served),
-        f"{latest.stake / TOKEN:,.3f}",
+        f"{latest.stake / TOKEN:,.2f}",
         _state(node),
     ]
 
