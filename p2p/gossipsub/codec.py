@@ -153,6 +153,11 @@ class FrameReader:
         self._frame_bytes_max = frame_bytes_max
         self._buffer = bytearray()
 
+    @property
+    def partial_bytes(self) -> int:
+        """What is held of a frame that has not arrived whole."""
+        return len(self._buffer)
+
     def feed(self, data: bytes | bytearray) -> list[bytes]:
         """The frames that `data` completes, in order.
 

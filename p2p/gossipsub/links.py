@@ -8,6 +8,7 @@ peer is in the router while either stream lives.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import assert_never
@@ -15,11 +16,18 @@ from typing import assert_never
 import trio
 
 from p2p.errors import NetworkError, NotConnected, ProtocolUnsupported, ProtocolViolation
-from p2p.gossipsub.codec import FrameReader
-from p2p.gossipsub.events import Event, FrameReceived, PeerJoined, PeerLeft, StreamViolated
+from p2p.gossipsub.codec import FrameReader, Rpc, decode_rpc
+from p2p.gossipsub.events import (
+    Event,
+    FrameReceived,
+    PeerJoined,
+    PeerLeft,
+    RpcReceived,
+    StreamViolated,
+)
 from p2p.gossipsub.judging import Judges
 from p2p.gossipsub.outbox import Outbox
-from p2p.gossipsub.parameters import PROTOCOLS
+from p2p.gossipsub.parameters import PARTIAL_BYTES_MAX, PROTOCOLS, SLICE_MESSAGES
 from p2p.identity import PeerId
 from p2p.network import Direction, PeerConnected, PeerDisconnected, Stream
 from p2p.switch import PeerIdentified, Switch
@@ -59,7 +67,11 @@ class Links:
         nursery: trio.Nursery,
         judges: Judges,
         dispatch: Callable[[Event], None],
+        is_graylisted: Callable[[PeerId], bool],
     ) -> None:
+        self._is_graylisted = is_graylisted
+        self._partial: OrderedDict[Stream, int] = OrderedDict()  # bytes held; the oldest first
+        self._partial_bytes = 0
         self._switch = switch
         self._nursery = nursery
         self._judges = judges
@@ -116,13 +128,57 @@ class Links:
                     self._dispatch(PeerLeft(link.peer))
 
     async def _read(self, stream: Stream) -> None:
-        peer = stream.peer_id
         reader = FrameReader(self._switch.limits.gossip_rpc_bytes_max)
-        while data := await stream.receive_some(READ_BYTES):
-            for frame in reader.feed(data):
-                self._dispatch(FrameReceived(peer, frame))
-                if self._judges.is_congested:
-                    await self._judges.wait_for_room()
+        try:
+            while data := await stream.receive_some(READ_BYTES):
+                frames = reader.feed(data)
+                if reader.partial_bytes or stream in self._partial:
+                    await self._account(stream, reader.partial_bytes, progress=bool(frames))
+                for frame in frames:
+                    await self._take(stream.peer_id, frame)
+        finally:
+            self._partial_bytes -= self._partial.pop(stream, 0)
+
+    async def _account(self, stream: Stream, partial_bytes: int, *, progress: bool) -> None:
+        """Count an incomplete RPC; over the bound, reset the stream of the oldest one."""
+        self._partial_bytes += partial_bytes - self._partial.get(stream, 0)
+        if progress or not partial_bytes:
+            self._partial.pop(stream, None)
+        if partial_bytes:
+            self._partial[stream] = partial_bytes  # keeps its place while it makes no progress
+        while self._partial_bytes > PARTIAL_BYTES_MAX:
+            oldest, held = self._partial.popitem(last=False)
+            self._partial_bytes -= held
+            await oldest.reset()
+
+    async def _take(self, peer: PeerId, frame: bytes) -> None:
+        """Give one RPC to the router, in slices when it holds many messages."""
+        if self._is_graylisted(peer):
+            self._dispatch(FrameReceived(peer, frame))  # counted and dropped, not decoded
+            return
+        try:
+            rpc = decode_rpc(frame)
+        except ProtocolViolation:
+            self._dispatch(StreamViolated(peer))
+            return
+        messages = rpc.messages
+        if len(messages) > SLICE_MESSAGES:
+            self._dispatch(RpcReceived(peer, Rpc(subscriptions=rpc.subscriptions)))
+            for start in range(0, len(messages), SLICE_MESSAGES):
+                batch = messages[start : start + SLICE_MESSAGES]
+                self._dispatch(RpcReceived(peer, Rpc(messages=batch)))
+                await self._breathe()
+            rpc = Rpc(control=rpc.control)
+        self._dispatch(RpcReceived(peer, rpc))
+        if self._judges.is_congested:
+            await self._breathe()
+
+    async def _breathe(self) -> None:
+        """Let other tasks run, and judges catch up."""
+        if self._judges.is_congested:
+            await self._judges.wait_for_room()
+        else:
+            await trio.lowlevel.checkpoint()
 
     def _open(self, peer: PeerId) -> Link:
         link = self._by_peer.get(peer)

@@ -58,11 +58,21 @@ SEEN_MAX = 131_072
 CACHE_MESSAGES_MAX = 32_768
 """Messages kept for IWANT; full: the oldest leaves."""
 
-CACHE_BYTES_MAX = 64 * 1024 * 1024
-"""Bytes of those messages; full: the oldest leaves."""
+CACHE_BYTES_MAX = 32 * 1024 * 1024
+"""Bytes of those messages, encoded; with their payloads twice that. Full: the oldest leaves."""
 
 PENDING_MAX = 8192
 """Messages being judged at a time over all topics; full: the newest is dropped and counted."""
+
+PENDING_BYTES_MAX = 32 * 1024 * 1024
+"""Bytes of those messages, encoded; or else 8,192 of 1 MiB could wait for a slow judge."""
+
+PARTIAL_BYTES_MAX = 32 * 1024 * 1024
+"""Bytes of RPCs that have not arrived whole, of all peers; full: the stream whose RPC has been
+incomplete for longest is reset. Honest RPCs are whole within a round trip."""
+
+SLICE_MESSAGES = 64
+"""Messages of one RPC handled before other tasks may run: about 5 ms with a judge that verifies."""
 
 FANOUT_TOPICS_MAX = 256
 """Topics published to without a subscription; full: the one unused for longest leaves."""

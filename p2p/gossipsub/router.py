@@ -48,7 +48,12 @@ from p2p.gossipsub.gossip import Gossip
 from p2p.gossipsub.mesh import Mesh
 from p2p.gossipsub.message import CachedMessage, WireMessage
 from p2p.gossipsub.neighbours import Drafts, Neighbour, Neighbours
-from p2p.gossipsub.parameters import MESSAGE_ID_BYTES_MAX, PENDING_MAX, MeshParameters
+from p2p.gossipsub.parameters import (
+    MESSAGE_ID_BYTES_MAX,
+    PENDING_BYTES_MAX,
+    PENDING_MAX,
+    MeshParameters,
+)
 from p2p.gossipsub.score import PeerScoring, Scoreboard
 from p2p.gossipsub.topic import Fault, TopicRules
 from p2p.identity import PeerId
@@ -90,6 +95,7 @@ class Router:
         self._gossip = Gossip(*shared, self._cache, self._seen, rng, self.counters)
         self._rules: dict[str, TopicRules] = {}
         self._pending: dict[bytes, _Pending] = {}
+        self._pending_bytes = 0
         self._out: list[Effect] = []
 
     @property
@@ -277,12 +283,14 @@ class Router:
             pending.senders[peer] = None
             return
         # [IGNORE] more messages are being judged than fit, or an id that no one could ask for
-        if len(self._pending) >= PENDING_MAX or not 0 < len(message_id) <= MESSAGE_ID_BYTES_MAX:
+        full = len(self._pending) >= PENDING_MAX or self._pending_bytes >= PENDING_BYTES_MAX
+        if full or not 0 < len(message_id) <= MESSAGE_ID_BYTES_MAX:
             self.counters["messages_over_limit"] += 1
             return
         forwarded = rules.to_forward(message)
         cached = CachedMessage(message_id, forwarded, encode_publish(forwarded), peer)
         self._pending[message_id] = _Pending(cached)
+        self._pending_bytes += len(cached.encoded)
         if len(message.data) >= self.parameters.idontwant_bytes_min:
             self._decline_copies(cached)
         self._out.append(Judge(cached))
@@ -305,7 +313,7 @@ class Router:
                 self._drafts.idontwant(peer, message.message_id)
 
     def _on_judged(self, event: Judged, now: float) -> None:
-        pending = self._pending.pop(event.message_id, None)
+        pending = self._take_pending(event.message_id)
         if pending is None:
             return  # published here meanwhile
         message, topic = pending.message, pending.message.message.topic
@@ -334,7 +342,7 @@ class Router:
             return
         encoded = encode_publish(event.message)
         message = CachedMessage(message_id, event.message, encoded, self.peer_id)
-        pending = self._pending.pop(message_id, None)
+        pending = self._take_pending(message_id)
         self._accept(message, now)
         self.counters["messages_published"] += 1
         if event.deliver and topic in self._rules:
@@ -349,6 +357,12 @@ class Router:
         peers = tuple(peer for peer in targets if self._lacks(peer, message_id, known_to))
         if peers:
             self._out.append(SendMessage(peers, message, own=True))
+
+    def _take_pending(self, message_id: bytes) -> _Pending | None:
+        pending = self._pending.pop(message_id, None)
+        if pending is not None:
+            self._pending_bytes -= len(pending.message.encoded)
+        return pending
 
     def _accept(self, message: CachedMessage, now: float) -> None:
         self._seen.add(message.message_id, now)

@@ -158,7 +158,9 @@ class Gossipsub:
             self._counters,
             lambda message_id, verdict: self._dispatch(Judged(message_id, verdict)),
         )
-        self._links = Links(switch, nursery, self._judges, self._dispatch)
+        self._links = Links(
+            switch, nursery, self._judges, self._dispatch, self._router.scores.is_graylisted
+        )
         self._topics: dict[str, _Topic] = {}
         self._sequence = rng.getrandbits(48) << 8  # signed topics: unlikely to repeat after restart
         self._closed = False

@@ -14,6 +14,7 @@ from p2p.gossipsub.parameters import (
     IHAVE_IDS_MAX,
     IHAVE_MESSAGES_MAX,
     OWED_IDS_MAX,
+    PENDING_BYTES_MAX,
     PENDING_MAX,
     PROMISES_MAX,
 )
@@ -157,6 +158,17 @@ def test_messages_that_are_never_judged_are_bounded() -> None:
         bench.message(MALLORY, b"%d" % number)
     assert len(bench.router._pending) == PENDING_MAX
     assert bench.router.counters["messages_over_limit"] == 100
+
+
+def test_bytes_that_wait_for_a_judge_are_bounded() -> None:
+    bench = bench_with_mallory()
+    size = PENDING_BYTES_MAX // 40
+    for number in range(50):
+        bench.message(MALLORY, b"%02d" % number + bytes(size - 2))
+    assert len(bench.router._pending) == 40
+    for number in range(50):
+        bench.judge(b"%02d" % number + bytes(size - 2), Verdict.IGNORE)
+    assert bench.router._pending_bytes == 0
 
 
 def test_backoffs_and_debts_are_bounded() -> None:

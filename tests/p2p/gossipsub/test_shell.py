@@ -15,6 +15,7 @@ from p2p.gossipsub import Gossipsub, MessageRefused, content_id, open_gossip
 from p2p.gossipsub.codec import encode_publish, encode_varint
 from p2p.gossipsub.judging import JUDGE_QUEUE_MAX
 from p2p.gossipsub.message import WireMessage
+from p2p.gossipsub.parameters import SLICE_MESSAGES
 from p2p.limits import Limits
 from p2p.network import Message, Overflow, TopicOptions, Verdict
 from tests.p2p.gossipsub.doubles import MemorySwitch
@@ -408,3 +409,57 @@ async def test_a_new_stream_replaces_the_old_one(autojump_clock: trio.testing.Mo
                     body = encode_publish(WireMessage(TOPIC, b"hello"))
                     await second.send_all(encode_varint(len(body)) + body)
                     assert (await messages.receive()).data == b"hello"
+
+
+async def test_a_large_rpc_is_handled_in_slices_and_ends_at_the_graylist(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        honest, hostile = MemorySwitch(nursery, 1), MemorySwitch(nursery, 2)
+        honest.join(hostile)
+        judged: list[bytes] = []
+
+        def judge(message: Message) -> Verdict:
+            judged.append(message.data)
+            return Verdict.REJECT
+
+        async with open_gossip(honest) as gossip, gossip.subscribe(TOPIC, validate=judge):
+            await trio.sleep(1)
+            rpc = b"".join(encode_publish(WireMessage(TOPIC, b"%d" % n)) for n in range(10_000))
+            async with hostile.open_stream(honest.peer_id, "/meshsub/1.2.0") as stream:
+                await stream.send_all(encode_varint(len(rpc)) + rpc)
+                await trio.sleep(1)
+            assert len(judged) == SLICE_MESSAGES
+            assert gossip.score(hostile.peer_id) < -80
+
+
+async def test_incomplete_rpcs_are_bounded_together_and_the_oldest_goes_first(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("p2p.gossipsub.links.PARTIAL_BYTES_MAX", 250_000)
+    async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+        honest = MemorySwitch(nursery, 1)
+        others = [MemorySwitch(nursery, seed) for seed in range(2, 6)]
+        for other in others:
+            honest.join(other)
+        async with open_gossip(honest) as gossip, gossip.subscribe(TOPIC) as messages:
+            await trio.sleep(1)
+            streams = []
+            for other in others:
+                stream = await stack.enter_async_context(
+                    other.open_stream(honest.peer_id, "/meshsub/1.2.0")
+                )
+                streams.append(stream)
+                data = b"%d" % len(streams) + bytes(89_999)
+                body = encode_publish(WireMessage(TOPIC, data))
+                wire = encode_varint(len(body)) + body
+                await stream.send_all(wire[:-10])
+                await trio.sleep(1)
+            for stream in streams[:2]:
+                with pytest.raises(StreamReset):
+                    await stream.send_all(b"x")
+            for number, stream in enumerate(streams[2:], start=3):
+                body = encode_publish(WireMessage(TOPIC, b"%d" % number + bytes(89_999)))
+                await stream.send_all(body[-10:])
+                assert (await messages.receive()).data[:1] == b"%d" % number
+            assert gossip._links._partial_bytes == 0
