@@ -21,6 +21,10 @@ class RawStream(trio.abc.HalfCloseableStream):
     """One multiplexed stream that does not yet speak a protocol; errors are those of `Stream`."""
 
     @abstractmethod
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of it, waiting for the peer's window."""
+
+    @abstractmethod
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, or b"" at the end of the peer's direction."""
 

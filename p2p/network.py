@@ -45,6 +45,10 @@ class Stream(trio.abc.HalfCloseableStream):
         """The protocol that both sides agreed on."""
 
     @abstractmethod
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of it, waiting for the peer's window."""
+
+    @abstractmethod
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes, as many as are there up to `max_bytes`; b"" at the peer's end."""
 
