@@ -90,7 +90,12 @@ async def contend(
     done = trio.Event()
     identity = p2p.Identity.generate()
     listen = ["/ip4/127.0.0.1/tcp/0"]
-    async with p2p.open_network(identity, listen=listen) as network, trio.open_nursery() as nursery:
+    # The crowd is to stay connected: by default a node parts with strangers above 96 peers.
+    limits = p2p.Limits(peers_high=len(callers) + flood + 1, connections_max=2 * (1 + waiting))
+    async with (
+        p2p.open_network(identity, listen=listen, limits=limits) as network,
+        trio.open_nursery() as nursery,
+    ):
         server = Server(
             network,
             model,
