@@ -53,6 +53,7 @@ class DaemonPeer(ForeignPeer):
     """Made by `open_daemon_peer`."""
 
     half_closes = False  # it closes its socket to us whole when either side ends its half
+    own_namespaces = False  # its DHT keeps pk and ipns
 
     def __init__(self, folder: Path, nursery: trio.Nursery) -> None:
         self._folder = folder
@@ -216,9 +217,8 @@ class DaemonPeer(ForeignPeer):
                     await _receive(stream, wire.StreamInfo())
                     await handler(stream)
 
-            await trio.serve_listeners(
-                one, [trio.SocketListener(listening)], task_status=task_status
-            )
+            task_status.started()
+            await trio.serve_listeners(one, [trio.SocketListener(listening)])
 
     async def _ask(self, request: wire.Request) -> wire.Response:
         with trio.fail_after(ANSWER_TIMEOUT_S):

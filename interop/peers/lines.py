@@ -143,7 +143,11 @@ class LinePeer(ForeignPeer):
 @asynccontextmanager
 async def open_js_peer(options: PeerOptions) -> AsyncIterator[LinePeer]:
     """A js-libp2p peer, run by the Node that its own package.json pins."""
-    settings = {"kad": options.kademlia_protocol, "signed": options.signed}
+    settings = {
+        "kad": options.kademlia_protocol,
+        "signed": options.signed,
+        "meshDegree": 8 if options.meshes else 0,
+    }
     command = [str(NODE), str(JS / "peer.js"), json.dumps(settings)]
     async with _open_line_peer(command) as peer:
         yield peer
@@ -154,7 +158,8 @@ async def open_stock_peer(options: PeerOptions) -> AsyncIterator[LinePeer]:
     """A py-libp2p peer with its own transport, muxer, gossipsub and DHT."""
     if options.kademlia_protocol != "/ipfs/kad/1.0.0":
         raise NotOffered("py-libp2p's DHT always speaks /ipfs/kad/1.0.0")
-    command = [sys.executable, "-m", "interop.peers.stock", json.dumps({"signed": options.signed})]
+    settings = {"signed": options.signed, "meshes": options.meshes}
+    command = [sys.executable, "-m", "interop.peers.stock", json.dumps(settings)]
     async with _open_line_peer(command) as peer:
         # py-libp2p opens no stream to a peer whose addresses it does not know, and does not
         # identify who has dialled it.

@@ -42,6 +42,7 @@ class PeerOptions:
 
     kademlia_protocol: str = "/ipfs/kad/1.0.0"
     signed: bool = True  # StrictSign, or StrictNoSign with content ids
+    meshes: bool = True  # False: grafts nobody, where that can be set
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,9 @@ class ForeignPeer(ABC):
 
     half_closes = True
     """Whether it can end its sending and go on reading."""
+
+    own_namespaces = True
+    """Whether its DHT keeps records of the namespace t, whose every value is valid."""
 
     dials = False
     """Whether trials begin with its dial, because it can do little with who has dialled it."""

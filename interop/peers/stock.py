@@ -16,6 +16,7 @@ from typing import Any
 
 import multiaddr
 import trio
+from blake3 import blake3
 from libp2p import new_host
 from libp2p.crypto.ed25519 import create_new_key_pair
 from libp2p.custom_types import TProtocol
@@ -78,6 +79,12 @@ async def digest(stream: Any) -> None:
         total.update(data)
     await stream.write(total.digest())
     await stream.close()
+
+
+def content_id(message: Any) -> bytes:
+    """The id of an unsigned message: a digest of its topic and data."""
+    topic = message.topicIDs[0].encode()
+    return blake3(len(topic).to_bytes(2) + topic + message.data).digest()[:20]
 
 
 class Stock:
@@ -177,14 +184,12 @@ class Stock:
 async def main(options: dict[str, Any]) -> None:
     """Start, say where, and obey until standard input ends."""
     host = new_host(key_pair=create_new_key_pair())
-    gossip = GossipSub(
-        protocols=[PROTOCOL_ID_V11, PROTOCOL_ID],
-        degree=8,
-        degree_low=6,
-        degree_high=12,
-        heartbeat_interval=HEARTBEAT_S,
-    )
-    pubsub = Pubsub(host, gossip, strict_signing=options.get("signed", True))
+    degrees = (8, 6, 12) if options.get("meshes", True) else (0, 0, 0)
+    gossip = GossipSub([PROTOCOL_ID_V11, PROTOCOL_ID], *degrees, heartbeat_interval=HEARTBEAT_S)
+    if options.get("signed", True):
+        pubsub = Pubsub(host, gossip)
+    else:
+        pubsub = Pubsub(host, gossip, strict_signing=False, msg_id_constructor=content_id)
     listen = [multiaddr.Multiaddr("/ip4/127.0.0.1/tcp/0")]
     async with host.run(listen_addrs=listen), trio.open_nursery() as nursery:
         nursery.start_soon(host.get_peerstore().start_cleanup_task, 60)
