@@ -53,6 +53,8 @@ class Network:
         self.replicas: list[Replica] = []
         self.lines: list[str] = []
         self.tracing = tracing
+        self.reformed: set[int] = set()
+        """Former liars: what they sent before is still under way."""
         self.watch = Watch(network=self)
         _, start = self.ledger.genesis()
         self.watch.sets[start.epoch] = start.voters
@@ -129,6 +131,7 @@ class Network:
             reformed = Replica(self, old.index, old.signer, old.skew_ms)
             reformed.disk = old.disk
             self.replicas[old.index] = reformed
+            self.reformed.add(old.index)
             old.crash()
             self.trace(reformed, "becomes honest")
             self.world.after(1, reformed.start)

@@ -93,8 +93,8 @@ class Watch:
 
     def misbehaved(self, replica: Replica, source: int, fault: str) -> None:
         """A replica blames a peer: it must not be one that follows the protocol."""
-        other = self.network.replicas[source]
-        self._hold(not other.honest, f"{replica.index} blames {source}: {fault}")
+        lied = not self.network.replicas[source].honest or source in self.network.reformed
+        self._hold(lied or not replica.honest, f"{replica.index} blames {source}: {fault}")
 
     def halted(self, replica: Replica, halt: Halt) -> None:
         """A halt of an honest replica proves that safety or determinism is gone."""
