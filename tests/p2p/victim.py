@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import resource
+from collections import Counter
 
 import trio
 
@@ -19,9 +20,21 @@ from tests.p2p.networks import ECHO, LISTEN, echo, identity
 
 DEAF = "/deaf/1"
 HOLDINGS = "/holdings/1"
+NEWS = "news"
+
+REFUSED = b"bad"
+"""How a message begins that the judge rejects."""
+
+HONEST = b"honest"
+"""How the messages begin that are counted."""
 
 LIMITS = p2p.Limits(handshake_timeout_s=2, negotiation_timeout_s=2)
 """As the defaults, but for deadlines that a test can wait for."""
+
+
+def judge(message: p2p.Message) -> p2p.Verdict:
+    """Reject what begins with `REFUSED`."""
+    return p2p.Verdict.REJECT if message.data.startswith(REFUSED) else p2p.Verdict.ACCEPT
 
 
 async def never_read(stream: Stream) -> None:
@@ -49,18 +62,20 @@ def holdings(network: p2p.Network) -> dict[str, int]:
 
 async def main() -> None:
     """Run until killed."""
+    heard: Counter[bool] = Counter()
     async with p2p.open_network(identity(1), listen=LISTEN, limits=LIMITS) as network:
 
         async def tell_holdings(stream: Stream) -> None:
-            await stream.send_all(json.dumps(holdings(network)).encode())
+            now = holdings(network) | {"heard_honest": heard[True]}
+            await stream.send_all(json.dumps(now).encode())
 
         await network.serve(ECHO, echo)
         await network.serve(DEAF, never_read)
         await network.serve(HOLDINGS, tell_holdings)
-        async with network.subscribe("news") as messages:
+        async with network.subscribe(NEWS, validate=judge) as messages:
             print(network.addresses[0], flush=True)
-            async for _ in messages:
-                pass
+            async for message in messages:
+                heard[HONEST in message.data] += 1
 
 
 if __name__ == "__main__":
