@@ -15,6 +15,8 @@ import click
 from node.command.option import json_option, print_json
 from node.errors import UsageError
 
+_TIMEOUT_BASE_S: Final = 120.0
+_TIMEOUT_BLOCK_S: Final = 3.0
 PLAIN_LINE_S: Final = 5.0
 """Between two lines of progress where the terminal cannot redraw."""
 
@@ -31,7 +33,18 @@ PLAIN_LINE_S: Final = 5.0
 )
 @click.option("--seed", type=int, help="Fixed identities, models and choices.")
 @click.option("--train/--no-train", default=True, help="Train and exchange, or only order blocks.")
-@click.option("--timeout", type=float, default=300.0, show_default=True, metavar="SECONDS")
+@click.option(
+    "--timeout",
+    type=float,
+    metavar="SECONDS",
+    help="Give up after this long [two minutes and three seconds a block].",
+)
+@click.option(
+    "--kill-every",
+    type=float,
+    metavar="SECONDS",
+    help="Kill a node by chance this often and start it again.",
+)
 @json_option
 def testnet(
     nodes: int,
@@ -40,7 +53,8 @@ def testnet(
     data_dir: Path | None,
     seed: int | None,
     train: bool,
-    timeout: float,
+    timeout: float | None,
+    kill_every: float | None,
     as_json: bool,
 ) -> int:
     """Run a whole local network of real processes until it has proved itself.
@@ -60,7 +74,8 @@ def testnet(
             data=data,
             seed=seed,
             train=train,
-            timeout_s=timeout,
+            timeout_s=_TIMEOUT_BASE_S + _TIMEOUT_BLOCK_S * blocks if timeout is None else timeout,
+            kill_every_s=kill_every,
         )
         with _display(blocks, quiet=as_json) as (show, note):
 

@@ -8,6 +8,7 @@ to; however it ends, no child is left. A child that dies is reported and the oth
 
 from __future__ import annotations
 
+import random
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,7 +36,7 @@ START_TIMEOUT_S: Final = 60.0
 """Until node 0 listens: ten times what a cold import takes on a slow machine."""
 STOP_GRACE_S: Final = 15.0
 """After reaching the goal: a training step ends and the databases close."""
-INTERRUPT_GRACE_S: Final = 2.0
+INTERRUPT_GRACE_S: Final = 1.5
 """After Ctrl-C: everything has ended within 3 s, killed if it must be."""
 REFRESH_S: Final = 0.25
 
@@ -51,6 +52,8 @@ class Plan:
     seed: int | None = None
     train: bool = True
     timeout_s: float = 300.0
+    kill_every_s: float | None = None
+    """Kill a node by chance this often, and start it again: the network has to bear it."""
     command: tuple[str, ...] = NODE_COMMAND
 
     def __post_init__(self) -> None:
@@ -60,6 +63,8 @@ class Plan:
             raise UsageError(f"--blocks is {self.blocks}; it must be at least 1")
         if self.timeout_s <= 0:
             raise UsageError("--timeout must be above 0")
+        if self.kill_every_s is not None and (self.kill_every_s <= 0 or self.nodes < 2):
+            raise UsageError("--kill-every must be above 0 and needs at least two nodes")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,6 +94,8 @@ class Launcher:
         self._processes: dict[int, NodeProcess] = {}
         self._failures: list[str] = []
         self._started = trio.Event()
+        self._ended: dict[int, trio.Event] = {}
+        self._restarting: set[int] = set()
         self._stopping = False
         self._interrupted = False
         self._begin_s = trio.current_time()
@@ -108,7 +115,11 @@ class Launcher:
             try:
                 with reached:
                     await self._start_all(options, nursery)
-                    missing = await self._wait_for_goal()
+                    async with trio.open_nursery() as chaos:
+                        if self.plan.kill_every_s is not None:
+                            chaos.start_soon(self._kill_by_chance, options, nursery)
+                        missing = await self._wait_for_goal()
+                        chaos.cancel_scope.cancel()
             finally:
                 with trio.CancelScope(shield=True):
                     await self._stop_all()
@@ -128,17 +139,35 @@ class Launcher:
         await self._start(0, options[0], nursery)
         with trio.move_on_after(START_TIMEOUT_S) as waiting:
             await self._started.wait()
-        first = self.progress.nodes[0]
-        if waiting.cancelled_caught or first.started is None:
+        first = self.progress.nodes[0].started
+        if waiting.cancelled_caught or first is None:
             raise TestnetError(f"node 0 did not start: {self._failure_of(0) or 'no address'}")
-        join = ["--bootstrap", first.started.addresses[0], "--chain-id", first.started.chain_id]
         for index in range(1, self.plan.nodes):
-            await self._start(index, options[index] + join, nursery)
+            await self._start(index, [*options[index], *_joining(first)], nursery)
+
+    async def _kill_by_chance(self, options: list[list[str]], nursery: trio.Nursery) -> None:
+        """SIGKILL one node after the other, and start each again on its own directory."""
+        chance = random.Random(self.plan.seed)
+        while True:
+            await trio.sleep(self.plan.kill_every_s or 0.0)
+            up = [node for node in self.progress.live if node.started is not None]
+            if len(up) < 2:
+                continue
+            victim, helper = chance.sample(up, 2)
+            join = [] if helper.started is None else _joining(helper.started)
+            self._note(f"killing node {victim.index} at height {victim.finalized}")
+            self._restarting.add(victim.index)
+            self._processes[victim.index].kill()
+            await self._ended[victim.index].wait()
+            self._restarting.discard(victim.index)
+            victim.restart()
+            await self._start(victim.index, [*options[victim.index], *join], nursery)
 
     async def _start(self, index: int, options: list[str], nursery: trio.Nursery) -> None:
         log = self.plan.directory / f"node-{index}.log"
         process = await start_node(index, options, log=log, command=self.plan.command)
         self._processes[index] = process
+        self._ended[index] = trio.Event()
         nursery.start_soon(self._watch, process)
 
     async def _watch(self, process: NodeProcess) -> None:
@@ -151,6 +180,9 @@ class Launcher:
         with trio.CancelScope(shield=True):
             exit_code = await process.watch(take)
         self.progress.nodes[process.index].exit_code = exit_code
+        self._ended[process.index].set()
+        if process.index in self._restarting:
+            return
         self.progress.nodes[process.index].is_lost = not self._stopping
         if process.index == 0:
             self._started.set()
@@ -192,7 +224,7 @@ class Launcher:
         for process in live:
             if self._is_running(process.index):
                 self._note(f"node {process.index} did not end in time and was killed")
-            process.kill()  # and whatever it may have started itself
+                process.kill()
 
     async def _obey_signals(
         self,
@@ -260,6 +292,11 @@ def _create_node(directory: DataDirectory, index: int, seed: int | None) -> gene
     peer, owner = identity("peer"), identity("owner")
     directory.create_keys(passphrase=None, peer=peer, owner=owner)
     return genesis_file.Allocation(owner=owner.public_key, peer=peer.public_key)
+
+
+def _joining(helper: Started) -> list[str]:
+    """The options by which a node joins through another one."""
+    return ["--bootstrap", helper.addresses[0], "--chain-id", helper.chain_id]
 
 
 def _options(plan: Plan, index: int, genesis: Path) -> list[str]:

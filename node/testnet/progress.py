@@ -8,6 +8,7 @@ lost is no longer asked for anything; its earlier roots still have to agree.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, assert_never
@@ -35,6 +36,19 @@ class NodeProgress:
     exit_code: int | None = None
     is_lost: bool = False
     """Its process ended before it was asked to."""
+    exchanges_before: Counter[str] = field(default_factory=Counter)
+    """Answers received by earlier processes of this node."""
+
+    def restart(self) -> None:
+        """A new process takes the node's place; what the old one reached still counts."""
+        if self.latest is not None:
+            self.exchanges_before.update(self.latest.exchanges)
+        self.started = self.latest = self.exit_code = None
+
+    def exchanges(self) -> Counter[str]:
+        """Answers received from each peer id."""
+        latest = {} if self.latest is None else self.latest.exchanges
+        return self.exchanges_before + Counter(latest)
 
     @property
     def loss(self) -> float | None:
@@ -105,13 +119,11 @@ class NetworkProgress:
 
     def exchanges(self, asking: NodeProgress, answering: NodeProgress) -> int:
         """Answers that one node received from another."""
-        if asking.latest is None or answering.started is None:
-            return 0
-        return asking.latest.exchanges.get(answering.started.peer_id, 0)
+        return 0 if answering.started is None else asking.exchanges()[answering.started.peer_id]
 
     def exchanges_total(self) -> int:
         """Answers received by all nodes from anybody."""
-        return sum(sum(node.latest.exchanges.values()) for node in self.nodes if node.latest)
+        return sum(node.exchanges().total() for node in self.nodes)
 
     def exchanges_min_pair(self) -> int:
         """The fewest answers over all ordered pairs of live nodes; 0 for a single node."""
@@ -124,6 +136,8 @@ class NetworkProgress:
         live = self.live
         if not live:
             return "every node has ended"
+        if starting := [str(node.index) for node in live if node.started is None]:
+            return f"the start of node {', '.join(starting)}"
         if (height := min(node.finalized for node in live)) < blocks:
             return f"final height {height} of {blocks}"
         if self.shared_height() < blocks:

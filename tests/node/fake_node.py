@@ -61,7 +61,8 @@ def main() -> None:
     )
     sys.stdout.write("this is no report\n")
     tell(Notice(t_s=0.0, level="info", text="hello"))
-    height = 0
+    memory = directory / "height"
+    height = int(memory.read_text()) if memory.exists() else 0
     while not stop.is_set():
         height += 1
         root = f"{height:064x}" if kind != "forks" else "f" * 64
@@ -80,6 +81,8 @@ def main() -> None:
                 exchanges=exchanges,
             )
         )
+        memory.with_suffix(".new").write_text(str(height))
+        memory.with_suffix(".new").replace(memory)
         if kind == "dies" and height == 3:
             signal.raise_signal(signal.SIGKILL)
         stop.wait(0.02)
