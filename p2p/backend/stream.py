@@ -9,6 +9,7 @@ once per `TURN_BYTES`, as a full pass of the scheduler would cost more than most
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 import trio
@@ -112,7 +113,7 @@ class SecureStream(RawStream):
             StreamClosed: after `aclose`.
             trio.BusyResourceError: another task is receiving.
         """
-        if max_bytes is not None and max_bytes < 1:
+        if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError("max_bytes must be positive")
         if self._is_receiving:
             raise trio.BusyResourceError("another task is receiving on this stream")
@@ -133,9 +134,7 @@ class SecureStream(RawStream):
         """
         if not self._is_closed:
             self._is_closed = True
-            session = self.connection.session
-            session.finish(self.state)
-            session.discard(self.state)
+            self.connection.session.leave(self.state)
             self.wake()
             if self.state.receive_side is Side.OPEN:
                 self.connection.linger(self.state)

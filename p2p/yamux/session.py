@@ -221,18 +221,26 @@ class Session:
         count = len(piece)
         self._body_bytes -= count
         stream = self._body_stream
-        if stream is not None and stream.receive_side is Side.OPEN and not stream.is_discarding:
-            if not stream.pieces:
-                events.append(Readable(stream))
-            stream.put(piece)
-            stream.unread_bytes += count
-            self.unread_bytes += count
-            self._budget.unread_bytes += count
-            if self.unread_bytes > self.bounds.session_bytes_max:
-                self.refused_streams += 1
-                self._abandon(stream, events)
+        if stream is not None and stream.receive_side is Side.OPEN:
+            if stream.is_discarding:
+                if 2 * stream.receive_window < stream.window_bytes:
+                    self._abandon(stream, events)  # it goes on sending: tell it that nobody reads
+            else:
+                self._keep(stream, piece, events)
         if self._body_bytes == 0:
             self._finish_body(events)
+
+    def _keep(self, stream: StreamState, piece: bytes, events: list[Event]) -> None:
+        if not stream.pieces:
+            events.append(Readable(stream))
+        stream.put(piece)
+        count = len(piece)
+        stream.unread_bytes += count
+        self.unread_bytes += count
+        self._budget.unread_bytes += count
+        if self.unread_bytes > self.bounds.session_bytes_max:
+            self.refused_streams += 1
+            self._abandon(stream, events)
 
     def _finish_body(self, events: list[Event]) -> None:
         stream, self._body_stream = self._body_stream, None
@@ -316,6 +324,17 @@ class Session:
         stream.receive_side = stream.send_side = Side.RESET
         self.discard(stream)
         self._forget_if_over(stream)
+
+    def leave(self, stream: StreamState) -> None:
+        """End our direction in order, and read no more.
+
+        A peer that goes on sending is told by a reset once half its window is used: before that
+        it may just not have seen our end, and a reset could overtake what we sent.
+        """
+        self.finish(stream)
+        self.discard(stream)
+        if stream.receive_side is Side.OPEN and 2 * stream.receive_window < stream.window_bytes:
+            self.reset(stream)
 
     def discard(self, stream: StreamState) -> None:
         """Drop what is unread and whatever still comes: nobody will read this stream."""
