@@ -70,7 +70,7 @@ async def be_heard(network: p2p.Network, peer_id: p2p.PeerId) -> None:
     """Wait until the gossip of `be_honest` still arrives."""
     heard = (await holdings(network, peer_id))["heard_honest"]
     with trio.fail_after(RECOVERY_S_MAX):
-        while (await holdings(network, peer_id))["heard_honest"] == heard:
+        while (await holdings(network, peer_id))["heard_honest"] == heard:  # noqa: ASYNC110
             await trio.sleep(0.05)
 
 
