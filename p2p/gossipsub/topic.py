@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from p2p.errors import NetworkError
 from p2p.gossipsub.message import (
     MessageIdFunction,
     SignaturePolicy,
@@ -24,7 +25,7 @@ PAYLOAD_BYTES_MAX = 1024 * 1024
 """The default; larger bodies are announced by hash and fetched by stream."""
 
 
-class MessageRefused(ValueError):
+class MessageRefused(NetworkError, ValueError):
     """Ours: the topic's own judge rejects the message that was to be published."""
 
 
