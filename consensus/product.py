@@ -56,11 +56,10 @@ def exact_product(
         by_row = int(magnitude.sum(axis=1, dtype=np.int64).max()) * int(absolute.max(initial=0))
         if by_row > EXACT_LIMIT:
             raise InvariantViolation(f"product bounded only by {min(by_column, by_row)}")
-    match arithmetic:
-        case Arithmetic.INT64:
-            product = matrix.astype(np.int64) @ masses
-        case Arithmetic.FLOAT64:
-            product = (matrix.astype(np.float64) @ masses.astype(np.float64)).astype(np.int64)
+    if arithmetic is Arithmetic.INT64:
+        product = matrix.astype(np.int64) @ masses
+    else:
+        product = (matrix.astype(np.float64) @ masses.astype(np.float64)).astype(np.int64)
     return np.asarray(product >> shift)
 
 

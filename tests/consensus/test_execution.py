@@ -28,6 +28,7 @@ from consensus.transaction import (
 )
 from consensus.types import Amount, ChainId, Digest, Epoch, Height, Nonce, PeerKey, Signature, Uid
 from consensus.weights import Row, self_row
+from consensus.work import find_work, is_enough, next_target, work_digest
 from tests.consensus.ledger_chain import (
     ANNOUNCEMENT,
     TEST_PARAMETERS,
@@ -318,6 +319,16 @@ def test_leaving_hands_the_stake_over(chain: LedgerChain) -> None:
     chain.check_entries()
 
 
+def test_coming_and_going_in_one_block_leaves_only_a_memory() -> None:
+    chain = LedgerChain(make_genesis([TOKENS] * 2, dataclasses.replace(TEST_PARAMETERS, fee=0)))
+    enter = SubscribeFor(owner=account_id(9), peer_key=peer_key(9), announcement=ANNOUNCEMENT)
+    leave = chain.sign(9, Unsubscribe(recipient=account_id(0)))
+    chain.extend(chain.sign(1, enter), leave)
+    assert sorted(chain.state.accounts) == [0, 1]
+    assert chain.state.departed[Uid(2)].owner_nonce == 1
+    chain.check_entries()
+
+
 def test_a_full_table_makes_room_only_for_the_idle() -> None:
     parameters = dataclasses.replace(TEST_PARAMETERS, accounts_max=3, blocks_per_epoch=2)
     rows = [Row(((Uid(0), 32_768), (Uid(1), 32_768)))] * 3
@@ -390,6 +401,27 @@ def test_the_jailed_and_the_tombstoned_have_no_standing(chain: LedgerChain) -> N
     chain.state.touched = None
     block = chain.make_block(chain.sign(1, Unjail()))
     assert block.body.transactions
+
+
+def test_a_search_for_work_ends() -> None:
+    keys = (ChainId(bytes(32)), account_id(1), peer_key(1), Digest(bytes(32)))
+    assert find_work(*keys, 1, tries=3) is None
+    found = find_work(*keys, 2**248, start=5)
+    assert found is not None
+    assert found >= 5
+    assert is_enough(work_digest(*keys, found), 2**248)
+    assert not is_enough(work_digest(*keys, found), 0)
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [(0, 4.0), (1, 4.0), (2, 2.0), (4, 1.0), (8, 0.5), (16, 0.25), (1_000, 0.25)],
+)
+def test_the_target_follows_demand(found: int, expected: float) -> None:
+    parameters = dataclasses.replace(TEST_PARAMETERS, blocks_per_epoch=40, work_target=2**250)
+    assert next_target(2**240, found, parameters) == int(2**240 * expected)
+    assert next_target(2**250, 0, parameters) == 2**250
+    assert next_target(1, 1_000, parameters) == 1
 
 
 def test_paper_charges_nothing() -> None:

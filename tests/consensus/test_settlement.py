@@ -203,3 +203,14 @@ def test_a_lone_founder_earns_by_the_pool() -> None:
     chain = LedgerChain(make_genesis([TOKENS], dataclasses.replace(PAPER, blocks_per_epoch=1)))
     chain.extend(chain.sign(0, SetWeights(row=self_row(Uid(0)))))
     assert math.isclose(chain.state.stake[Uid(0)], TOKENS * 1.01, rel_tol=1e-9)
+
+
+def test_what_rounds_to_nothing_goes_to_the_pool() -> None:
+    row = Row(((Uid(0), WEIGHT_ONE - 1), (Uid(1), 1)))
+    parameters = dataclasses.replace(TEST_PARAMETERS, fee=0, self_weight_max=WEIGHT_ONE)
+    chain = LedgerChain(make_genesis([10**6, 10**6], parameters, rows=[row] * 2))
+    chain.extend(chain.sign(0, SetWeights(row=row)))
+    emitted = chain.state.issued - 2 * 10**6
+    assert 0 < emitted < WEIGHT_ONE
+    assert chain.state.stake[Uid(1)] == 10**6
+    assert chain.state.pool == emitted

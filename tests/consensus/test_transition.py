@@ -23,7 +23,14 @@ from consensus.errors import BlockFault as Fault
 from consensus.errors import InvalidBlock, InvalidTransaction, InvariantViolation, TransactionFault
 from consensus.incentive import Snapshot, mechanism_step
 from consensus.transaction import RotatePeerKey, SetWeights, Transfer, Unsubscribe, Unvalidate
-from consensus.transition import begin, choose, choose_evidence, execute, state_transition
+from consensus.transition import (
+    begin,
+    choose,
+    choose_evidence,
+    execute,
+    forget_decoded,
+    state_transition,
+)
 from consensus.types import (
     ZERO_DIGEST,
     Amount,
@@ -396,6 +403,12 @@ def test_a_proposer_carries_only_evidence_that_counts(chain: LedgerChain) -> Non
     good = [double_vote(chain, 1, view=view) for view in range(1, 8)]
     offered = [double_vote(chain, 77), good[0], good[0], *good[1:]]
     assert choose_evidence(execution, offered) == tuple(good[:EVIDENCE_MAX])
+
+
+def test_decoded_transactions_can_be_forgotten(chain: LedgerChain) -> None:
+    block = chain.make_block(chain.sign(1, SetWeights(row=even_row(5))))
+    forget_decoded()
+    assert state_transition(chain.state, block, TEST_PARAMETERS, verifier=VERIFIER).height == 1
 
 
 def test_a_state_is_a_value(chain: LedgerChain) -> None:
