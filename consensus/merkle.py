@@ -177,8 +177,7 @@ def _levels_above(
     while len(level) > 1:
         unchanged //= 2
         old = shared[len(levels)] if shared and len(levels) < len(shared) else []
-        # A promoted last node of the old level does not count as shared.
-        keep = min(unchanged, max(len(old) - 1, 0))
+        keep = min(unchanged, len(old))
         level = old[:keep] + _level_above(level[2 * keep :])
         levels.append(level)
     return levels

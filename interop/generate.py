@@ -252,6 +252,7 @@ def _genesis(parameters: Parameters, stakes: list[int]) -> Genesis:
                 owner=AccountId(_owner(number).public_key),
                 peer_key=PeerKey(_peer(number).public_key),
                 stake=Amount(stake),
+                scaling=SCALING_ONE - number * 2**27,
                 bond=Amount(stake // 2) if number % 2 == 0 else None,
                 announcement=ANNOUNCEMENT,
                 row=row,

@@ -274,6 +274,15 @@ def test_a_disjoint_cabal_of_49_percent_is_distrusted(parameters: Parameters) ->
     assert outcome.open
 
 
+def test_a_loss_of_exactly_zero_is_closed() -> None:
+    """Two equal islands: everybody has trust 1/2, L = 0, and nobody may be paid."""
+    case = extreme(2, 10**9, 2**30, [self_row(Uid(0)), self_row(Uid(1))])
+    outcome = mechanism_step(snapshot_of(case), parameters_of(case))
+    assert outcome.trust == (2**29, 2**29)
+    assert outcome.loss == 0
+    assert not outcome.open
+
+
 def test_order_of_peers_does_not_matter() -> None:
     rng = random.Random(3)
     case = random_case(rng, 9)

@@ -214,3 +214,12 @@ def test_what_rounds_to_nothing_goes_to_the_pool() -> None:
     assert 0 < emitted < WEIGHT_ONE
     assert chain.state.stake[Uid(1)] == 10**6
     assert chain.state.pool == emitted
+
+
+def test_the_claim_grows_with_the_scaled_stake() -> None:
+    scaling = [2**30, 2**29, 1]
+    chain = LedgerChain(make_genesis([TOKENS] * 3, scaling=scaling))
+    chain.extend()
+    claims = [pending_of(chain.state, Uid(i), TEST_PARAMETERS) for i in range(3)]
+    assert claims == [TEST_PARAMETERS.inflation * (TOKENS * a >> 30) for a in scaling]
+    assert claims[0] == 2 * claims[1] > claims[2]
