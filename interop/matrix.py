@@ -36,8 +36,7 @@ PEERS: dict[str, OpenPeer] = {
 
 KNOWN_FAULTS: dict[tuple[str, str], str] = {
     ("we pause reading for 8 s", "py-libp2p 0.8.1"): (
-        "py-libp2p resets a stream whose window has been shut for 5 s; with this transport in its "
-        "place it does not"
+        "py-libp2p resets a stream of its own whose window has been shut for 5 s"
     ),
     ("gossip in mesh, unsigned with content ids, both ways", "py-libp2p 0.8.1"): (
         "py-libp2p writes author and sequence number into unsigned messages, which StrictNoSign "

@@ -195,10 +195,17 @@ class DaemonPeer(ForeignPeer):
     async def _open(
         self, peer_id: PeerId, protocol: str
     ) -> tuple[trio.SocketStream, wire.StreamInfo]:
+        # It may not have noticed yet that our side of the handshake is done.
+        while peer_id not in await self._connected():  # noqa: ASYNC110 - it has no event
+            await trio.sleep(0.02)
         stream = await trio.open_unix_socket(str(self.control))
         opening = wire.StreamOpen(peer=peer_id.to_bytes(), proto=[protocol])
         answer = await self._exchange(stream, wire.Request(type="STREAM_OPEN", stream_open=opening))
         return stream, answer.stream_info
+
+    async def _connected(self) -> frozenset[str]:
+        answer = await self._ask(wire.Request(type="LIST_PEERS"))
+        return frozenset(str(PeerId.from_bytes(peer.id)) for peer in answer.peers)
 
     async def _serve(
         self,

@@ -160,7 +160,6 @@ class RoutingTable:
         if entry is None:
             return
         entry.failures += 1
-        entry.challenged = False
         if entry.failures >= FAILURES_MAX or bucket.replacements:
             self.remove(peer_id)
 

@@ -126,7 +126,7 @@ def nearest_invented(count: int) -> list[Contact]:
 def test_invented_peers_cost_their_source_its_credit() -> None:
     honest = [contact(number) for number in range(60)]
     answers = {c.peer_id: nearest(honest, TARGET, 20) for c in honest}
-    liars = honest[:3]
+    liars = nearest(honest, TARGET, 3)
     invented = nearest_invented(60)
     for number, liar in enumerate(liars):
         answers[liar.peer_id] = invented[number::3]
@@ -134,6 +134,7 @@ def test_invented_peers_cost_their_source_its_credit() -> None:
     asked = drive(lookup, answers)
     assert lookup.closest() == nearest(honest, TARGET, 20)
     wasted = [p for p in asked if p not in answers]
+    assert len(wasted) >= DISTRUST_FAILURES, "the liars were heard"
     assert len(wasted) <= len(liars) * (DISTRUST_FAILURES + PARALLEL)
 
 

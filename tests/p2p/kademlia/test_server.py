@@ -137,7 +137,7 @@ def test_the_largest_answer_fits_the_bound_of_a_message() -> None:
 NODE = Node()
 
 
-@settings(max_examples=300 * SCALE)
+@settings(max_examples=1000 * SCALE)
 @given(hostile_bytes | messages.map(encode_message), st.integers(0, 100))
 def test_fuzz_requests_are_answered_within_bounds_or_refused(data: bytes, sender: int) -> None:
     known = len(NODE.table)
