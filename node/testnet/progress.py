@@ -32,6 +32,7 @@ class NodeProgress:
     transactions: dict[int, int] = field(default_factory=dict)
     finalized: int = 0
     loss_start: float | None = None
+    loss: float | None = None
     failure: str | None = None
     exit_code: int | None = None
     is_lost: bool = False
@@ -49,11 +50,6 @@ class NodeProgress:
         """Answers received from each peer id."""
         latest = {} if self.latest is None else self.latest.exchanges
         return self.exchanges_before + Counter(latest)
-
-    @property
-    def loss(self) -> float | None:
-        """Its newest loss."""
-        return None if self.latest is None else self.latest.loss
 
     @property
     def has_learned(self) -> bool:
@@ -88,6 +84,8 @@ class NetworkProgress:
                 node.finalized = max(node.finalized, report.finalized)
                 if node.loss_start is None:
                     node.loss_start = report.loss_start
+                if report.loss is not None:
+                    node.loss = report.loss
             case Failed():
                 node.failure = report.error
             case Notice() | Stopped():
