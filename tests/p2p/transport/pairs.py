@@ -63,7 +63,10 @@ async def connection_pair(
     limits: Limits | None = None,
 ) -> AsyncIterator[tuple[SecureConnection, SecureConnection]]:
     """Both ends of one connection, running; inbound streams wait for `accept_stream`."""
-    dialler, listener = Endpoint(DIALLER, limits or Limits()), Endpoint(LISTENER, limits or Limits())
+    dialler, listener = (
+        Endpoint(DIALLER, limits or Limits()),
+        Endpoint(LISTENER, limits or Limits()),
+    )
     sock = listen(ANYWHERE)
     address = Address.of_socket(sock.getsockname()).with_peer(LISTENER.peer_id)
     accepted_send, accepted = trio.open_memory_channel[SecureConnection](1)
