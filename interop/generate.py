@@ -15,16 +15,25 @@ from pathlib import Path
 from typing import Any, Final
 
 from consensus.account import Announcement
+from consensus.block import BlockKind, Body, Header
 from consensus.crypto import Domain, Ed25519Signer
 from consensus.genesis import Genesis, GenesisAccount, encode_genesis, genesis_state
 from consensus.genesis_text import genesis_to_json
 from consensus.params import LOCAL, PAPER, PRESETS, TESTNET, Parameters, encode_parameters
-from consensus.transaction import Announce, Content, RotatePeerKey, SetWeights, Transfer
+from consensus.transaction import (
+    Announce,
+    Content,
+    RotatePeerKey,
+    SetWeights,
+    Transfer,
+    commitment_of,
+)
 from consensus.types import (
     ZERO_DIGEST,
     AccountId,
     Amount,
     ChainId,
+    Digest,
     Epoch,
     Height,
     Modality,
@@ -82,6 +91,23 @@ def codec_cases() -> Named:
     signature = signer.sign(Domain.VOTE, chain_id, ballot.payload(vset.hash))
     vote = Vote(ballot=ballot, signer=PeerKey(signer.public_key), signature=signature)
     certificate = certificate_of(ballot, vset, {0: signature, 1: signature})
+    body = Body(transactions=(_signed(chain_id, SetWeights(row=row)),))
+    header = Header(
+        chain_id=chain_id,
+        epoch=Epoch(1),
+        view=View(2),
+        height=Height(6),
+        kind=BlockKind.NORMAL,
+        parent_hash=Digest(rng.randbytes(32)),
+        parent_view=View(0),
+        time_ms=1_700_000_006_000,
+        proposer=account.accounts[0].owner,
+        body_root=body.root,
+        state_root=Digest(rng.randbytes(32)),
+        vset_hash=vset.hash,
+        next_vset_hash=ZERO_DIGEST,
+        receipts_root=Digest(rng.randbytes(32)),
+    )
     valid: dict[str, list[bytes]] = {
         "row": [row.encoded, self_row(Uid(2**32 - 1)).encoded],
         "announcement": [ANNOUNCEMENT.encode()],
@@ -91,6 +117,11 @@ def codec_cases() -> Named:
         "certificate": [certificate.encode()],
         "transaction": [_signed(chain_id, content) for content in _contents(row)],
         "genesis": [encode_genesis(account)],
+        "body": [Body().encode(), body.encode()],
+        "header": [header.encode()],
+        "proposal": [
+            header.encode() + signer.sign(Domain.PROPOSAL, chain_id, header.hash),
+        ],
     }
     cases: Named = []
     for name, encodings in valid.items():
@@ -142,6 +173,10 @@ def transition_cases() -> Named:
         for count in (1, 4):
             genesis = _genesis(parameters, [10**12 * (i + 1) for i in range(count)])
             cases.append((f"{name} of {count}", _story(genesis, random.Random(count))))
+    islands = [self_row(Uid(uid)) for uid in range(4)]
+    closed = _genesis(LOCAL, [10**12] * 4, islands)
+    cases.append(("closed islands", _story(closed, random.Random(9))))
+    cases.append(("every kind", _every_kind()))
     return cases
 
 
@@ -238,7 +273,7 @@ def _peer(number: int) -> Ed25519Signer:
     return Ed25519Signer(bytes([2, number]) * 16)
 
 
-def _genesis(parameters: Parameters, stakes: list[int]) -> Genesis:
+def _genesis(parameters: Parameters, stakes: list[int], rows: list[Row] | None = None) -> Genesis:
     count = len(stakes)
     row = rounded_row({Uid(uid): uid + 1 for uid in range(count)})
     return Genesis(
@@ -255,7 +290,7 @@ def _genesis(parameters: Parameters, stakes: list[int]) -> Genesis:
                 scaling=SCALING_ONE - number * 2**27,
                 bond=Amount(stake // 2) if number % 2 == 0 else None,
                 announcement=ANNOUNCEMENT,
-                row=row,
+                row=rows[number] if rows else row,
             )
             for number, stake in enumerate(stakes)
         ),
@@ -318,6 +353,83 @@ def _story(genesis: Genesis, rng: random.Random) -> dict[str, Any]:
         )
     document = json.loads(genesis_to_json(genesis))
     return {"genesis": document, "blocks": blocks, "entries": True}
+
+
+def _every_kind() -> dict[str, Any]:
+    """One accepted transaction of each kind, over two epochs of three blocks."""
+    parameters = dataclasses.replace(
+        TESTNET, blocks_per_epoch=3, work_target=2**256 - 1, inflation=2**24
+    )
+    genesis = _genesis(parameters, [10**12] * 4)
+    row, salt = rounded_row({Uid(0): 1, Uid(2): 2}), b"s" * 32
+    commitment = commitment_of(
+        chain_id=genesis.chain_id,
+        peer_key=genesis.accounts[1].peer_key,
+        registered=Height(0),
+        epoch=Epoch(0),
+        salt=salt,
+        row=row,
+    )
+    announcement, owners = ANNOUNCEMENT.encode().hex(), [a.owner.hex() for a in genesis.accounts]
+    newcomer, guest = _owner(20).public_key.hex(), _owner(21).public_key.hex()
+    fee = parameters.fee
+
+    def ask(number: int, kind: str, content: dict[str, Any], **more: Any) -> dict[str, Any]:
+        by_peer = kind in ("CommitWeights", "RevealWeights", "Announce", "Unjail", "SetWeights")
+        return {
+            "kind": kind,
+            "account": _owner(number).public_key.hex(),
+            "nonce": 0,
+            "expiry": 50,
+            "fee": fee,
+            "content": content,
+            "seed": (bytes([2 if by_peer else 1, number]) * 16).hex(),
+            **more,
+        }
+
+    peer = {number: _peer(number).public_key.hex() for number in (9, 20, 21)}
+    entrance = {"peer_key": peer[20], "ancestor": 0, "work": 7, "announcement": announcement}
+    invited = {"owner": guest, "peer_key": peer[21], "announcement": announcement}
+    seeds = {number: (bytes([2, number]) * 16).hex() for number in peer}
+    blocks = [
+        [
+            ask(1, "CommitWeights", {"commitment": commitment.hex()}),
+            ask(1, "SetWeights", {"row": [[0, WEIGHT_ONE]]}, nonce=1),
+            ask(3, "Validate", {"bond": 10**10}),
+            ask(2, "Unvalidate", {}),
+        ],
+        [
+            ask(20, "Subscribe", entrance, fee=0, peer_seed=seeds[20]),
+            ask(0, "SubscribeFor", invited, peer_seed=seeds[21]),
+            ask(3, "Announce", {"announcement": announcement}),
+            ask(3, "Unjail", {}, nonce=1),
+        ],
+        [
+            ask(0, "RotatePeerKey", {"peer_key": peer[9]}, nonce=1, peer_seed=seeds[9]),
+            ask(0, "Transfer", {"recipient": newcomer, "amount": 5 * fee}, nonce=2),
+        ],
+        [
+            ask(
+                1,
+                "RevealWeights",
+                {"salt": salt.hex(), "row": [list(entry) for entry in row.entries]},
+                nonce=1,
+                fee=0,
+            ),
+            ask(20, "Unsubscribe", {"recipient": owners[1]}, nonce=1),
+            ask(20, "Transfer", {"recipient": owners[1], "amount": 1}, nonce=2),
+        ],
+        [],
+        [],
+    ]
+    return {
+        "genesis": json.loads(genesis_to_json(genesis)),
+        "blocks": [
+            {"time_ms": genesis.time_ms + 1_000 * height, "transactions": transactions}
+            for height, transactions in enumerate(blocks, 1)
+        ],
+        "entries": True,
+    }
 
 
 def _contents(row: Row) -> list[Content]:
