@@ -1,10 +1,11 @@
 """Which peers to be connected to: bootstrap first, then whom the address book and the DHT know.
 
 The rule: between `peers_low` and `peers_high`. Below, known peers are dialled, each with a backoff
-that doubles and is jittered; above, inbound strangers of no use to gossip are let go, the youngest
-first. *Wanted* peers (the bootstrap list, and peers lost while they were useful) are redialled at
-least every `redial_wanted_max_s` whatever the level is, so that one that restarts is back within
-10 s. A peer that the program disconnected is left alone until the program connects to it again.
+that doubles and is jittered; above, inbound strangers of no use to gossip are let go, those of the
+lowest score first, and of equals the youngest. *Wanted* peers (the bootstrap list, and peers lost
+while they were useful) are redialled at least every `redial_wanted_max_s` whatever the level is, so
+that one that restarts is back within 10 s. A peer that the program disconnected is left alone until
+the program connects to it again.
 
 `PeerPlan` decides and does nothing; `PeerKeeper` is the loop around it.
 """
@@ -112,20 +113,21 @@ class PeerPlan:
         now_s: float,
         connected: Mapping[PeerId, tuple[Direction, float]],
         is_useful: Callable[[PeerId], bool],
+        score_of: Callable[[PeerId], float],
     ) -> list[PeerId]:
         """Peers to disconnect: `connected` maps each to who dialled, and when in seconds."""
         excess = len(connected) - self._limits.peers_high
         if excess <= 0:
             return []
         strangers = [
-            (-since_s, peer_id)
+            (score_of(peer_id), -since_s, peer_id)
             for peer_id, (direction, since_s) in connected.items()
             if direction is Direction.INBOUND
             and now_s - since_s > GRACE_S
             and peer_id not in self._bootstrap
             and not is_useful(peer_id)
         ]
-        return [peer_id for _, peer_id in sorted(strangers)[:excess]]
+        return [peer_id for _, _, peer_id in sorted(strangers)[:excess]]
 
     def _is_due(self, peer_id: PeerId, now_s: float) -> bool:
         candidate = self._candidates.get(peer_id)
@@ -160,6 +162,7 @@ class PeerKeeper:
         switch: Switchboard,
         bootstrap: Sequence[Address],
         is_useful: Callable[[PeerId], bool],
+        score_of: Callable[[PeerId], float],
         rng: random.Random,
     ) -> None:
         for address in bootstrap:
@@ -174,6 +177,7 @@ class PeerKeeper:
         self._bootstrap_addresses = tuple(bootstrap)
         self._plan = PeerPlan(switch.limits, self._bootstrap, rng)
         self._is_useful = is_useful
+        self._score_of = score_of
         self._connected: dict[PeerId, tuple[Direction, float]] = {}
         self._useful: set[PeerId] = set()
         self._dialling: set[PeerId] = set()
@@ -213,7 +217,10 @@ class PeerKeeper:
         for peer_id in self._plan.to_dial(now_s, self._switch.peers | self._dialling, known):
             self._dialling.add(peer_id)
             nursery.start_soon(self._dial, peer_id)
-        for peer_id in self._plan.to_release(now_s, self._connected, self._useful.__contains__):
+        excess = self._plan.to_release(
+            now_s, self._connected, self._useful.__contains__, self._score_of
+        )
+        for peer_id in excess:
             self._switch.count("peers_released")
             nursery.start_soon(self._switch.disconnect, peer_id)
 

@@ -30,8 +30,9 @@ class Stream(trio.abc.HalfCloseableStream):
     and adds: `send_all` after `aclose` or `send_eof` raises `StreamClosed`; any use after the
     peer's reset or the loss of the connection raises `StreamReset`, once the bytes that arrived in
     order before it have been read. A cancelled `send_all` has sent an unknown part: reset the
-    stream. A cancelled `receive_some` has consumed nothing. `aclose` closes the sending side in
-    order and tells the peer that nothing more is read.
+    stream. A cancelled `receive_some` has consumed nothing. Every call is a cancellation point; one
+    that need not wait lets other tasks run now and then, not each time. `aclose` closes the sending
+    side in order and tells the peer that nothing more is read.
     """
 
     @property

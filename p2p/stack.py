@@ -148,7 +148,7 @@ class StackedNetwork(Network):
         self._gossip = gossip
         self._kademlia = kademlia
         self._subscriptions: Counter[str] = Counter()
-        self.keeper = PeerKeeper(switch, bootstrap, self._is_useful, rng)
+        self.keeper = PeerKeeper(switch, bootstrap, self._is_useful, gossip.score, rng)
 
     # Peers
 

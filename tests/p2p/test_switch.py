@@ -415,8 +415,15 @@ def test_above_the_high_mark_young_useless_strangers_are_released() -> None:
         PEERS[4]: (inbound, 3.0),
         PEERS[5]: (inbound, now_s - 1),  # too new to judge
     }
-    assert keeper.to_release(now_s, connected, {PEERS[2]}.__contains__) == [PEERS[4], PEERS[3]]
-    assert keeper.to_release(now_s, dict(list(connected.items())[:4]), lambda peer: False) == []
+
+    def released(scores: dict[p2p.PeerId, float], count: int = 6) -> list[p2p.PeerId]:
+        some = dict(list(connected.items())[:count])
+        useful = {PEERS[2]}.__contains__
+        return keeper.to_release(now_s, some, useful, lambda peer: scores.get(peer, 0.0))
+
+    assert released({}) == [PEERS[4], PEERS[3]]
+    assert released({PEERS[3]: -1.0}) == [PEERS[3], PEERS[4]], "the lowest score first"
+    assert released({}, count=4) == []
 
 
 @given(st.lists(st.tuples(st.sampled_from(PEERS), st.floats(0, 100)), max_size=50))
