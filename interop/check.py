@@ -42,9 +42,8 @@ def check_codec(case: dict[str, Any], output: dict[str, Any]) -> bool:
     """The questions that can be answered in a page."""
     if "hash" in case:
         asked = case["hash"]
-        return (
-            tagged(asked["tag"].encode(), bytes.fromhex(asked["payload"])).hex() == (output["hash"])
-        )
+        digest = tagged(asked["tag"].encode(), bytes.fromhex(asked["payload"]))
+        return bool(digest.hex() == output["hash"])
     if "merkle" in case:
         return bool(merkle_root(case["merkle"]) == output["root"])
     if "verify" in case:
