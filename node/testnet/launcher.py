@@ -219,7 +219,8 @@ class Launcher:
                 deadline_s = min(deadline_s, trio.current_time() + INTERRUPT_GRACE_S)
             if trio.current_time() >= deadline_s:
                 break
-            self._show(self.progress, self.elapsed_s)
+            if self.progress.nodes[0].started is not None:
+                self._show(self.progress, self.elapsed_s)
             await trio.sleep(REFRESH_S / 5)
         for process in live:
             if self._is_running(process.index):
