@@ -1,9 +1,9 @@
 """Measuring processes side by side: workers that take commands, medians, and how to print them.
 
-The rule: contenders are measured in turn within one round, never one after the other in blocks, so
-that whatever else the machine does falls on all of them; a figure is the median over the rounds, and
-only ratios of figures of the same run mean anything. Every result carries the load average that it
-began with.
+The rule: contenders are measured in turn within one round, never one after the other in blocks,
+so that whatever else the machine does falls on all of them; a figure is the median over the
+rounds, and only ratios of figures of the same run mean anything. Every result carries the load
+average that it began with.
 
 A worker is this interpreter running one module of `benchmarks`; commands and answers are JSON, one
 object a line, on its standard input and output:

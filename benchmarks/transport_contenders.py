@@ -148,10 +148,15 @@ async def _serve_trio_stream(stream: trio.abc.Stream) -> None:
         return  # connections of the connect benchmark end abruptly
 
 
+def _port_of(listener: Any) -> int:
+    port: int = listener.socket.getsockname()[1]
+    return port
+
+
 async def serve_tcp() -> None:
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(trio.serve_tcp, _serve_trio_stream, 0)
-        tell(address={"port": listeners[0].socket.getsockname()[1]})
+        tell(address={"port": _port_of(listeners[0])})
         await report_until_end_of_input()
         nursery.cancel_scope.cancel()
 
@@ -172,7 +177,7 @@ async def serve_tls() -> None:
     authority.issue_cert(NAME).configure_cert(context)
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(trio.serve_ssl_over_tcp, _serve_trio_stream, 0, context)
-        port = listeners[0].transport_listener.socket.getsockname()[1]
+        port = _port_of(listeners[0].transport_listener)
         tell(address={"port": port, "authority": authority.cert_pem.bytes().decode()})
         await report_until_end_of_input()
         nursery.cancel_scope.cancel()
@@ -182,15 +187,15 @@ async def serve_tls() -> None:
 async def drive_tls(address: dict[str, Any]) -> AsyncIterator[Driver]:
     context = ssl.create_default_context(cadata=address["authority"])
 
-    async def open_stream() -> trio.SSLStream[trio.SocketStream]:
+    async def open_stream() -> Any:
         plain = await trio.open_tcp_stream(HOST, address["port"])
         stream = trio.SSLStream(plain, context, server_hostname=NAME)
         await stream.do_handshake()
         return stream
 
     async def connect() -> Callable[[], Awaitable[None]]:
-        stream = await open_stream()
-        return stream.transport_stream.aclose
+        close: Callable[[], Awaitable[None]] = (await open_stream()).transport_stream.aclose
+        return close
 
     stream = await open_stream()
     yield StreamDriver(stream.receive_some, stream.send_all, connect)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from p2p.backend.connection import SecureConnection
 
 BUFFER_BYTES = 8 * FRAME_BYTES_MAX
-"""Eight full Noise frames, 512 KiB: larger ones gain little and fall out of the processor's cache."""
+"""Eight full Noise frames, 512 KiB: larger ones gain little and fall out of the cache."""
 
 SPARE_BUFFERS_MAX = 8
 

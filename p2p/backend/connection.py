@@ -1,7 +1,7 @@
 """One authenticated connection: a socket, a Noise session and a Yamux session, driven by trio.
 
 The rule: three tasks live as long as the connection (`run`): one receives, decrypts and hands out;
-one finishes sending what the socket did not take at once; one notices a silent peer. Everything else
+one finishes sending what the socket did not take at once; one notices a silent peer. All else
 happens in the caller's task and without waiting: a payload is framed, encrypted and offered to the
 socket in one step, and only when the socket is full do senders queue up, in order.
 
@@ -42,7 +42,7 @@ from p2p.yamux import (
 from p2p.yamux.frame import HEADER_BYTES
 
 BURST_BYTES = 4 * PLAINTEXT_BYTES_MAX
-"""Payload of one Yamux frame at most: what other streams wait for; rust-libp2p takes up to 1 MiB."""
+"""Payload of one Yamux frame at most: what other streams wait for. rust-libp2p takes 1 MiB."""
 
 LINGER_S = 10.0
 """How long the peer of a closed stream may take to end its own direction."""

@@ -1,4 +1,4 @@
-"""TCP sockets in and out: dialling, listening, accepting; each ends in a finished connection or closed.
+"""TCP sockets in and out: dialling, listening, accepting; each ends as a connection or closed.
 
 The rule: a port in use is an error (no SO_REUSEPORT: two processes would share strangers silently);
 a socket whose handshake does not finish in time, or is cancelled, is closed; running out of file

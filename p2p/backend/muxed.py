@@ -126,7 +126,8 @@ class MuxedStream(IMuxedStream):
         raise NotImplementedError("use trio.fail_after")
 
     def get_remote_address(self) -> tuple[str, int]:
-        return self.muxed_conn.get_remote_address()
+        remote = self.stream.connection.remote
+        return remote.host, remote.port
 
     async def __aenter__(self) -> MuxedStream:
         return self

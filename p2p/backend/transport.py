@@ -109,7 +109,7 @@ class MuxedListener(IListener):
         self._scope = trio.CancelScope()
 
     async def listen(self, maddr: Multiaddr) -> None:
-        """Listen on `maddr`; `OpenConnectionError` when the port is in use or no address of ours."""
+        """Listen on `maddr`; `OpenConnectionError` if the port is in use or is not ours."""
         if self.background_nursery is None:
             raise OpenConnectionError("the swarm does not run")
         try:

@@ -1,8 +1,8 @@
 """Noise transport messages: plaintext to length-prefixed ciphertext and back, without copies.
 
-The rule: a message is `length (2 bytes, big-endian) || ChaCha20-Poly1305 ciphertext || tag`, at most
-65,535 bytes of which 65,519 are plaintext (libp2p Noise spec, "Wire Format"); the nonce counts
-messages per direction and never repeats. One message that does not authenticate ends the connection.
+The rule: a message is `length (2 bytes, big-endian) || ChaCha20-Poly1305 ciphertext || tag`, of at
+most 65,535 bytes of which 65,519 are plaintext (libp2p Noise spec, "Wire Format"); the nonce counts
+messages per direction and never repeats. A message that is not authentic ends the connection.
 
 The bulk of a large payload is sealed straight from the caller's memory into the send buffer
 (`Sealer.seal_into`) and opened straight from the receive buffer (`Opener.open`).

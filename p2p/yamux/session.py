@@ -31,7 +31,7 @@ from p2p.yamux.stream import Side, StreamState
 from p2p.yamux.window import WINDOW_BYTES_INITIAL, Bounds, Budget
 
 CONTROL_BYTES_MAX = 64 * 1024
-"""Replies waiting to be sent, about 5,400 frames: a peer that causes more and reads none must go."""
+"""Replies waiting to be sent, about 5,400 frames: who causes more and reads none must go."""
 
 UNACKNOWLEDGED_MAX = 256
 """Streams opened and not acknowledged (spec, "ACK backlog & backpressure")."""
@@ -148,7 +148,7 @@ class Session:
     ) -> None:  # fmt: skip
         if version != VERSION:
             raise ProtocolViolation(f"Yamux version {version}")
-        if kind == _DATA or kind == _UPDATE:
+        if kind in (_DATA, _UPDATE):
             stream = self._stream_of(stream_id, flags, events, now)
             if kind == _DATA:
                 self._announce_data(stream, flags, length, events)

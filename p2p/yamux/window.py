@@ -1,8 +1,8 @@
 """How much one process lends to its peers: bytes of receive windows, and streams.
 
-The rule: every stream has the 256 KiB that the Yamux spec fixes; whatever a window grows beyond that
-is reserved here first, so all growth together stays within one number. The bytes that really lie
-unread are counted against the same number; over it, the session that holds the most must go.
+The rule: every stream has the 256 KiB that the Yamux spec fixes; whatever a window grows beyond
+that is reserved here first, so all growth together stays within one number. The bytes that really
+lie unread are counted against the same number; over it, the session that holds the most must go.
 """
 
 from __future__ import annotations

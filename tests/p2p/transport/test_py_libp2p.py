@@ -64,6 +64,15 @@ async def echo(stream: Any) -> None:
         await stream.close()
 
 
+async def read_to_end(stream: Any) -> bytes:
+    received = bytearray()
+    try:
+        while True:
+            received += await stream.read(65_536)
+    except StreamEOF:
+        return bytes(received)
+
+
 async def fail(stream: Any) -> None:
     raise RuntimeError("a bug in a handler")
 
@@ -104,9 +113,7 @@ async def test_identify_and_echo_with_half_close(
             received = bytearray()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send)
-                with pytest.raises(StreamEOF):
-                    while True:
-                        received += await stream.read(65_536)
+                received += await read_to_end(stream)
             assert received == payload
             with trio.fail_after(10):
                 while ECHO not in (near.get_peerstore().peer_data_map[far.get_id()].protocols):
@@ -154,8 +161,7 @@ async def test_a_faulty_handler_costs_its_stream_only() -> None:
     with trio.fail_after(30):
         async with hosts(ours, ours) as (near, far):
             with pytest.raises((StreamError, BaseLibp2pError)):
-                stream = await near.new_stream(far.get_id(), [FAULTY])
-                await stream.read(1)
+                await read_to_end(await near.new_stream(far.get_id(), [FAULTY]))
             stream = await near.new_stream(far.get_id(), [ECHO])
             await stream.write(b"still there")
             assert await stream.read(100) == b"still there"
@@ -169,8 +175,7 @@ async def test_a_token_that_is_not_text_costs_its_stream_only() -> None:
             raw = await muxed.open_stream()
             await raw.write(b"\x13/multistream/1.0.0\n\x03\xff\xfe\n")
             with pytest.raises((StreamError, BaseLibp2pError)):
-                while True:
-                    await raw.read(100)
+                await read_to_end(raw)
             stream = await near.new_stream(far.get_id(), [ECHO])
             await stream.write(b"still there")
             assert await stream.read(100) == b"still there"

@@ -15,7 +15,7 @@ from p2p.connection import RawStream
 from p2p.errors import StreamClosed, StreamReset
 from p2p.limits import Limits
 from p2p.noise import PLAINTEXT_BYTES_MAX
-from p2p.yamux import WINDOW_BYTES_INITIAL
+from p2p.yamux import WINDOW_BYTES_INITIAL, Side
 from tests.p2p.transport.pairs import connection_pair, receive_exactly, stream_pair
 
 pytestmark = pytest.mark.network
@@ -234,10 +234,12 @@ async def test_closing_without_reading_ends_in_a_reset_after_a_while() -> None:
         await theirs.receive_some()
         await theirs.aclose()
         far._lingering[:] = [(trio.current_time(), theirs.state)]  # as if LINGER_S were over
-        with trio.fail_after(5), pytest.raises(StreamReset):
+        with trio.fail_after(5):
             assert await stream.receive_some() == b""
-            while True:
-                await stream.send_all(bytes(10_000))
+            while stream.state.send_side is Side.OPEN:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+        with pytest.raises(StreamReset):
+            await stream.send_all(b"x")
 
 
 async def test_windows_grow_and_are_remembered() -> None:

@@ -1,4 +1,4 @@
-"""Any bytes, cut anywhere: a session follows the rules or raises `ProtocolViolation`, within bounds.
+"""Any bytes, cut anywhere: a session keeps the rules or raises `ProtocolViolation`, within bounds.
 
 100,000 inputs at AGORA_TEST_SCALE=100.
 """

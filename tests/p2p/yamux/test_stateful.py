@@ -1,7 +1,7 @@
 """Two sessions back to back under arbitrary use: what is sent arrives, in order, once, and ends.
 
-The wire between them delivers in any portions; readers lag as they like. Between honest sides nothing
-is ever a violation, and when both have closed everything nothing is left.
+The wire between them delivers in any portions; readers lag as they like. Between honest sides
+nothing is ever a violation, and when both have closed everything nothing is left.
 """
 
 from __future__ import annotations
