@@ -26,14 +26,13 @@ from numpy.typing import NDArray
 from node.byte_budget import BudgetExceeded, ByteBudget, ByteBudgetLimits, Holding
 from node.cost_meter import CostMeter
 from node.model import Model, promised_cost, reply_bytes
-from node.model_call import Job, ModelCaller, Service, row_shapes
+from node.model_call import Job, ModelCaller, Ran, Service, row_shapes
 from p2p.identity import PeerId
 from p2p.network import Network, Stream
 from tensorwire import (
-    Backward,
     Failure,
     FailureCode,
-    Forward,
+    InvariantViolation,
     Kind,
     Limits,
     QueueRefusal,
@@ -41,7 +40,7 @@ from tensorwire import (
     RequestHead,
     ServerExchange,
 )
-from tensorwire.events import Answer, kind_of
+from tensorwire.events import Answer, ServerEvent, kind_of
 from tensorwire.exchange import PROTOCOL
 from tensorwire.flow import Standing, Ticket
 from tensorwire.queue import StakeQueue
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from trio_typing import TaskStatus  # the stubs that mypy finds for trio lack the name
 
 JOINED_BYTES_MAX = 128 << 10  # an answer up to this leaves as one: a copy costs less than a frame
+INSTANT_BYTES_MAX = 256 << 10  # of a request that an instant model serves outside a thread: 0.2 ms
 WATCH_AFTER_S = 0.01  # a job that waits longer has a task that notices when its peer goes
 
 EXCHANGE_BYTES = 32 << 10  # of tasks, stream and header, held beside the payload
@@ -116,6 +116,7 @@ class Server:
             )
         )
         self._work = trio.Event()
+        self._is_instant = getattr(model, "is_instant", False)
         self._service_number = 0
         self._meter = CostMeter()
         self.counters: Counter[str] = Counter()
@@ -148,7 +149,12 @@ class Server:
         exchange = ServerExchange(limits=self._options.limits, vocabulary=self._model.vocabulary)
         holding = self._budget.holding(stream.peer_id)
         try:
-            answer = await self._answer(stream, exchange, holding)
+            # One scope whose deadline moves on with the phases: a scope costs as much as a frame.
+            at_s = trio.current_time() + self._options.header_timeout_s
+            with trio.CancelScope(deadline=at_s) as scope:
+                answer = await self._answer(stream, exchange, holding, scope)
+            if scope.cancelled_caught:
+                answer = Failure(code=FailureCode.DEADLINE, detail=f"in {exchange.state.name}")
             if answer is None:
                 exchange.cancel()
                 self.counters["cancelled"] += 1
@@ -162,45 +168,39 @@ class Server:
             holding.release()
 
     async def _answer(
-        self, stream: Stream, exchange: ServerExchange, holding: Holding
+        self, stream: Stream, exchange: ServerExchange, holding: Holding, scope: trio.CancelScope
     ) -> Answer | None:
-        """The answer to the one request of a stream; None where the peer has gone."""
+        """The answer to the one request of a stream; None where the peer has gone.
+
+        `scope` ends it when a header or payload comes too slowly or the request's time is over.
+        """
+        options = self._options
         try:
-            head = await self._receive_head(stream, exchange)
-            if head is None:
-                return Failure(code=FailureCode.DEADLINE, detail="the header took too long")
+            head = await _receive(stream, exchange, exchange.receive_data(b""))
             arrived_s = trio.current_time()
-            remaining_s = min(head.remaining_ms, self._options.remaining_ms_max) / 1_000
+            if not isinstance(head, RequestHead):
+                raise InvariantViolation("a request before its head")
+            remaining_s = min(head.remaining_ms, options.remaining_ms_max) / 1_000
             weight = max(0, self._weight_of(stream.peer_id))
             refusal = self._refusal(stream.peer_id, head, weight, holding)
             if refusal is not None:
                 return refusal
-            with trio.move_on_at(arrived_s + remaining_s):
-                request = await self._receive_request(stream, exchange, head)
-                if request is None:
-                    return Failure(code=FailureCode.DEADLINE, detail="the payload came too slowly")
-                job = Job(
-                    peer=stream.peer_id,
-                    head=head,
-                    request=request,
-                    weight=weight,
-                    arrived_s=arrived_s,
-                )
-                return await self._serve(stream, exchange, job, holding.held_bytes, remaining_s)
-            return Failure(code=FailureCode.DEADLINE)
+            payload_s = options.send_timeout_s + head.payload_bytes / options.rate_bytes_per_s_min
+            scope.deadline = arrived_s + min(payload_s, remaining_s)
+            request = await _receive(stream, exchange, exchange.admit())
+            if isinstance(request, RequestHead):
+                raise InvariantViolation("a second head")
+            scope.deadline = arrived_s + remaining_s
+            job = Job(
+                peer=stream.peer_id,
+                head=head,
+                request=request,
+                weight=weight,
+                arrived_s=arrived_s,
+            )
+            return await self._serve(stream, exchange, job, holding.held_bytes, remaining_s)
         except RemoteProtocolError as error:
             return Failure(code=error.code, detail=error.detail)
-
-    async def _receive_head(self, stream: Stream, exchange: ServerExchange) -> RequestHead | None:
-        with trio.move_on_after(self._options.header_timeout_s):
-            while True:
-                data = await stream.receive_some()
-                if not data:
-                    exchange.receive_end()
-                for event in exchange.receive_data(data):
-                    if isinstance(event, RequestHead):
-                        return event
-        return None
 
     def _refusal(
         self, peer: PeerId, head: RequestHead, weight: int, holding: Holding
@@ -230,23 +230,6 @@ class Server:
             return _busy(str(refusal), refusal.retry_after_ms, refusal.position)
         return None
 
-    async def _receive_request(
-        self, stream: Stream, exchange: ServerExchange, head: RequestHead
-    ) -> Forward | Backward | None:
-        options = self._options
-        allowed_s = options.send_timeout_s + head.payload_bytes / options.rate_bytes_per_s_min
-        events = exchange.admit()
-        with trio.move_on_after(allowed_s):
-            while not events:
-                data = await stream.receive_some()
-                if not data:
-                    exchange.receive_end()
-                events = exchange.receive_data(data)
-        for event in events:
-            if isinstance(event, Forward | Backward):
-                return event
-        return None
-
     async def _serve(
         self,
         stream: Stream,
@@ -268,10 +251,13 @@ class Server:
         except QueueRefusal as refusal:
             return _busy(str(refusal), refusal.retry_after_ms, refusal.position)
         self._answer_dropped()
+        if self._is_instant:
+            self._serve_instantly()
         self._work.set()
         try:
-            with trio.move_on_after(WATCH_AFTER_S):
-                await job.done.wait()
+            if not job.done.is_set():
+                with trio.move_on_after(WATCH_AFTER_S):
+                    await job.done.wait()
             if not job.done.is_set():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch, stream, exchange, job)
@@ -316,19 +302,32 @@ class Server:
                     self._work = trio.Event()
                 await self._work.wait()
                 continue
-            services = [self._service(ticket) for ticket in tickets]
-            jobs = [ticket.request for ticket in tickets]
-            duration_s, answers = await trio.to_thread.run_sync(
-                partial(self._caller.run, jobs, services), limiter=limiter
-            )
-            for job, answer in zip(jobs, answers, strict=True):
-                job.finish(answer)
-            self._measure(tickets, duration_s)
+            call = self._model_call(tickets)
+            self._finish(tickets, await trio.to_thread.run_sync(call, limiter=limiter))
 
-    def _take_batch(self) -> list[Ticket[Job]]:
+    def _serve_instantly(self) -> None:
+        """Run what is next here and now, while it is small: a thread would cost more."""
+        while tickets := self._take_batch(accept=_is_small):
+            self._finish(tickets, self._model_call(tickets)())
+
+    def _model_call(self, tickets: Sequence[Ticket[Job]]) -> Callable[[], Ran]:
+        services = [self._service(ticket) for ticket in tickets]
+        return partial(self._caller.run, [ticket.request for ticket in tickets], services)
+
+    def _finish(self, tickets: Sequence[Ticket[Job]], ran: Ran) -> None:
+        """Hand out the answers and correct what each ticket was charged by what it took."""
+        duration_s, answers = ran
+        for ticket, answer in zip(tickets, answers, strict=True):
+            ticket.request.finish(answer)
+        costs = [(ticket.request.peer, ticket.cost) for ticket in tickets]
+        for ticket, cost in zip(tickets, self._meter.observe(costs, duration_s), strict=True):
+            self._queue.correct(ticket, cost)
+        self._queue.cost_per_s = max(1, self._meter.cost_per_s)
+
+    def _take_batch(self, *, accept: Callable[[Job], bool] | None = None) -> list[Ticket[Job]]:
         """The next request and those behind it in fair order that fit into its model call."""
         now_ms = _ms(trio.current_time())
-        first = self._queue.pop(now_ms)
+        first = self._queue.pop(now_ms, accept=accept)
         tickets = [] if first is None else [first]
         if first is not None and first.request.head.kind is Kind.FORWARD:
             shapes = row_shapes(first.request.head)
@@ -358,13 +357,6 @@ class Server:
             weights_height=self._height_of(),
         )
 
-    def _measure(self, tickets: Sequence[Ticket[Job]], duration_s: float) -> None:
-        """Correct what each ticket was charged by what it took."""
-        costs = [(ticket.request.peer, ticket.cost) for ticket in tickets]
-        for ticket, cost in zip(tickets, self._meter.observe(costs, duration_s), strict=True):
-            self._queue.correct(ticket, cost)
-        self._queue.cost_per_s = max(1, self._meter.cost_per_s)
-
     async def _send(self, stream: Stream, exchange: ServerExchange, answer: Answer) -> None:
         segments = exchange.send(answer)
         if sum(map(len, segments)) <= JOINED_BYTES_MAX:
@@ -377,6 +369,22 @@ class Server:
         if scope.cancelled_caught:
             self.counters["slow_reader"] += 1
             await stream.reset()
+
+
+async def _receive(
+    stream: Stream, exchange: ServerExchange, events: Sequence[ServerEvent]
+) -> ServerEvent:
+    """The first of `events`, or of those that come with more bytes."""
+    while not events:
+        data = await stream.receive_some()
+        if not data:
+            exchange.receive_end()
+        events = exchange.receive_data(data)
+    return events[0]
+
+
+def _is_small(job: Job) -> bool:
+    return job.head.payload_bytes <= INSTANT_BYTES_MAX
 
 
 def _busy(reason: str, retry_after_ms: int, position: int) -> Failure:

@@ -31,6 +31,9 @@ class Model(Protocol):
     `backward(parts, gradient, *, share) -> Sequence[Array]`: apply the output gradient
     `[bs, seq, dim]`, clipped and scaled by `share` in [0, 1], and return the input gradient of
     every part but TEXT (those shaped like their parts).
+
+    A model that takes microseconds and never waits may have `is_instant = True`: small requests
+    then run where they are, as a worker thread would cost more than they do.
     """
 
     @property

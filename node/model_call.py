@@ -36,6 +36,8 @@ from tensorwire.tensor import check_values, gradient_specs, output_shape
 
 logger = logging.getLogger(__name__)
 
+Ran = tuple[float, list[Answer]]  # the model's seconds, and an answer per request
+
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Job:
@@ -87,7 +89,7 @@ class ModelCaller:
         self._sign = sign
         self._context = context
 
-    def run(self, jobs: Sequence[Job], services: Sequence[Service]) -> tuple[float, list[Answer]]:
+    def run(self, jobs: Sequence[Job], services: Sequence[Service]) -> Ran:
         """Run the model, in a worker thread: (its seconds, an answer per job)."""
         began_s = time.perf_counter()
         try:

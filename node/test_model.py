@@ -31,6 +31,7 @@ class TestModel:
     __test__ = False  # pytest collects classes named Test*
 
     modalities = frozenset(Modality)
+    is_instant = True
     dim = DIM
     vocabulary = VOCABULARY
 
