@@ -10,8 +10,8 @@ import pytest
 from consensus import fixed
 from consensus.errors import InvariantViolation
 from consensus.fixed import TRUST_HALF, TRUST_ONE, sigmoid
-from tests.consensus.ledger_strategies import SCALE
 from interop.oracle import naive_sigmoid
+from tests.consensus.ledger_strategies import SCALE
 
 ENDS = [
     0,

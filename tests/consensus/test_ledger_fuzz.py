@@ -258,7 +258,7 @@ class Ledger(RuleBasedStateMachine):
 
 
 Ledger.TestCase.settings = settings(
-    max_examples=20 * SCALE,
+    max_examples=60 * SCALE,
     stateful_step_count=100,
     deadline=None,
     suppress_health_check=list(HealthCheck),
