@@ -118,6 +118,9 @@ async def test_slowloris_delays_nobody() -> None:
                 assert transport.endpoint.admission.half_open <= 50
                 assert transport.endpoint.admission.evicted >= 149
         for sock in sockets:
+            sock.settimeout(0.01)
+        assert [is_closed_by_peer(sock) for sock in sockets[:100]].count(True) > 90
+        for sock in sockets:
             sock.close()
 
 
