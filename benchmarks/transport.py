@@ -5,7 +5,8 @@ the loopback interface, alive for the whole run and idle while others are measur
 
 Figures: round trips of 64 B, 64 KiB and 1 MiB in µs; the echo of 16 MiB in ms; one way in MB/s
 (10^6 bytes, 16 MiB and its acknowledgement); CPU of both processes per 16 MiB one way in ms; a
-connection from nothing to ready in ms. `ratios` are those of the goals: ours over theirs.
+connection from nothing to ready in ms. `ratios` are those of the goals: ours over theirs. `beside`
+holds figures of contenders that no goal names (see `benchmarks.transport_contenders`).
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def measure_idle(workers: dict[str, tuple[Worker, Worker]]) -> dict[str, dict[st
     }
 
 
-def measure(rounds: int, names: list[str]) -> dict[str, Any]:
+def measure(rounds: int, names: list[str], beside: set[str]) -> dict[str, Any]:
     """The whole run, in the shape that `--json` prints."""
     result: dict[str, Any] = environment()
     with ExitStack() as stack:
@@ -109,9 +110,11 @@ def measure(rounds: int, names: list[str]) -> dict[str, Any]:
                 for figure, value in measure_round(*pair).items():
                     samples[name][figure].append(value)
         idle = measure_idle(workers)
-    result["contenders"] = {
+    medians = {
         name: {figure: median(samples[name][figure]) for figure in COLUMNS} for name in names
     }
+    result["contenders"] = {name: medians[name] for name in names if name not in beside}
+    result["beside"] = {name: medians[name] for name in names if name in beside}
     result["rounds"] = rounds
     result["ratios"] = ratios(result["contenders"])
     result["idle"] = idle
@@ -129,7 +132,7 @@ def ratios(contenders: dict[str, dict[str, float]]) -> dict[str, float]:
 
 def print_result(result: dict[str, Any]) -> None:
     """The tables for people."""
-    contenders, idle = result["contenders"], result["idle"]
+    contenders, idle = result["contenders"] | result["beside"], result["idle"]
     print_table(
         f"Transport, medians of {result['rounds']} rounds",
         ("", *COLUMNS, "idle RSS MiB", "idle CPU %"),
@@ -164,18 +167,18 @@ def _verdict(ratio: float, must: float, goal: float, *, is_more_better: bool) ->
 
 async def drive(name: str, address: dict[str, Any]) -> None:
     """The client worker on trio."""
-    from benchmarks.transport_contenders import CONTENDERS
+    from benchmarks.transport_contenders import ALL
 
-    async with CONTENDERS[name].drive(address) as driver:
+    async with ALL[name].drive(address) as driver:
         tell(ready=True)
         await answer_commands(lambda command: obey(driver, command))
 
 
 async def drive_on_asyncio(name: str, address: dict[str, Any]) -> None:
     """The client worker of a contender that needs asyncio."""
-    from benchmarks.transport_contenders import CONTENDERS
+    from benchmarks.transport_contenders import ALL
 
-    async with CONTENDERS[name].drive(address) as driver:
+    async with ALL[name].drive(address) as driver:
         tell(ready=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             tell(**await obey(driver, json.loads(line)))
@@ -222,18 +225,18 @@ def main(
     address: str,
 ) -> None:
     """Measure our transport beside its alternatives, on this machine, in this run."""
-    from benchmarks.transport_contenders import CONTENDERS
+    from benchmarks.transport_contenders import ALL, BESIDE
 
     if serve is not None:
-        contender = CONTENDERS[serve]
+        contender = ALL[serve]
         run: Any = trio.run if contender.runs_on == "trio" else _run_on_asyncio
         run(contender.serve)
-    elif driven is not None and CONTENDERS[driven].runs_on == "trio":
+    elif driven is not None and ALL[driven].runs_on == "trio":
         trio.run(drive, driven, json.loads(address))
     elif driven is not None:
         _run_on_asyncio(drive_on_asyncio, driven, json.loads(address))
     else:
-        result = measure(rounds, list(only) or list(CONTENDERS))
+        result = measure(rounds, list(only) or list(ALL), set(BESIDE))
         (print_json if as_json else print_result)(result)
 
 
