@@ -11,9 +11,9 @@ first: `OUTBOUND_SHARE` of the places is kept for our own dials.
 
 from __future__ import annotations
 
-import logging
+import functools
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
@@ -27,15 +27,15 @@ from p2p.errors import (
     LimitExceeded,
     MalformedAddress,
     NetworkClosed,
-    NetworkError,
     NotConnected,
     ProtocolViolation,
-    StreamError,
 )
+from p2p.guard import StreamGuard, reset
 from p2p.identity import PeerId
+from p2p.introduction import Introductions
 from p2p.limits import Limits
 from p2p.multiaddress import Address
-from p2p.multistream import NegotiatedStream, propose, propose_optimistically, respond
+from p2p.multistream import NegotiatedStream, propose, propose_optimistically
 from p2p.network import Direction, PeerConnected, PeerDisconnected, Stream, StreamHandler
 from p2p.peer_watch import PeerWatchers
 from p2p.ping import PING, answer_pings
@@ -46,15 +46,6 @@ CONNECTIONS_PER_PEER_MAX = 4
 
 OUTBOUND_SHARE = 0.25
 """Of `connections_max`: so that strangers can never keep us from reaching whom we want."""
-
-HANDLER_GRACE_S = 5.0
-"""How long a handler may go on after its connection is lost, to read what had arrived; then it is
-cancelled, or strangers could leave handlers behind that wait for something else."""
-
-IDENTIFY_TIMEOUT_S = 10.0
-"""A peer that does not say what it speaks in that time is asked by plain negotiation instead."""
-
-_log = logging.getLogger(__name__)
 
 
 class Switchboard:
@@ -68,11 +59,7 @@ class Switchboard:
         self._dialer: Dialer | None = None
         self._is_closed = False
         self._connections: dict[PeerId, list[Connection]] = {}
-        self._handlers: dict[str, StreamHandler] = {}
         self._protocols: dict[PeerId, frozenset[str]] = {}
-        self._streams: dict[Connection, set[trio.CancelScope]] = {}
-        self._streams_total = 0
-        self._negotiating: Counter[Connection] = Counter()
         self._bans: dict[PeerId, float] = {}
         self._watchers = PeerWatchers()
         self._counters: Counter[str] = Counter()
@@ -80,9 +67,17 @@ class Switchboard:
             peers_max=limits.address_book_peers_max,
             addresses_per_peer_max=limits.addresses_per_peer_max,
         )
-        self._handlers[PING] = answer_pings
-        self._handlers[identify.IDENTIFY] = self._tell_identity
-        self._handlers[identify.IDENTIFY_PUSH] = self._hear_identity
+        self._guard = StreamGuard(limits, self.count)
+        self._guard.serve(PING, answer_pings)
+        self._introductions = Introductions(
+            limits=limits,
+            open_stream=functools.partial(self.open_stream, dial=False),
+            describe_to=self._describe_to,
+            heard=self._heard,
+            count=self.count,
+        )
+        self._guard.serve(identify.IDENTIFY, self._introductions.tell)
+        self._guard.serve(identify.IDENTIFY_PUSH, self._introductions.hear)
 
     # What it is
 
@@ -210,20 +205,16 @@ class Switchboard:
         try:
             yield stream
         except BaseException:
-            await _reset(stream)
+            await reset(stream)
             raise
         await stream.aclose()
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
-        if protocol in self._handlers:
-            raise ValueError(f"{protocol!r} is served already")
-        if len(protocol.encode()) > self._limits.protocol_id_bytes_max:
-            raise ValueError(f"a protocol id of {len(protocol)} characters")
-        self._handlers[protocol] = handler
+        self._guard.serve(protocol, handler)
         self._nursery.start_soon(self._push_identity)
 
     def unserve(self, protocol: str) -> None:
-        if self._handlers.pop(protocol, None) is not None and not self._is_closed:
+        if self._guard.unserve(protocol) and not self._is_closed:
             self._nursery.start_soon(self._push_identity)
 
     async def _open_stream(
@@ -243,10 +234,10 @@ class Switchboard:
             with trio.fail_after(self._limits.negotiation_timeout_s):
                 return await propose(raw, peer_id, protocols)
         except trio.TooSlowError as error:
-            await _reset(raw)
+            await reset(raw)
             raise ProtocolViolation("the peer did not negotiate in time") from error
         except BaseException:
-            await _reset(raw)
+            await reset(raw)
             raise
 
     def _newest_connection(self, peer_id: PeerId) -> Connection:
@@ -283,14 +274,13 @@ class Switchboard:
                     address=str(connection.remote),
                 )
             )
-            self._nursery.start_soon(self._ask_identity, peer_id)
+            self._nursery.start_soon(self._introductions.ask, peer_id)
 
     def disconnected(self, connection: Connection) -> None:
         """Forget a connection; see `ConnectionSink`."""
         peer_id = connection.peer_id
         remaining = [c for c in self._connections.get(peer_id, ()) if c is not connection]
-        for scope in self._streams.get(connection, ()):
-            scope.deadline = trio.current_time() + HANDLER_GRACE_S
+        self._guard.connection_lost(connection)
         if remaining:
             self._connections[peer_id] = remaining
         elif self._connections.pop(peer_id, None) is not None:
@@ -298,69 +288,8 @@ class Switchboard:
             self._watchers.tell(PeerDisconnected(peer_id=peer_id))
 
     async def stream_opened(self, connection: Connection, stream: RawStream) -> None:
-        """The guard: negotiate and serve one inbound stream; see `ConnectionSink`."""
-        limits = self._limits
-        is_over = (
-            len(self._streams.get(connection, ())) >= limits.streams_per_connection_max
-            or self._negotiating[connection] >= limits.negotiations_per_connection_max
-            or self._streams_total >= limits.streams_total_max
-        )
-        if is_over:
-            self._counters["streams_refused"] += 1
-            await _reset(stream)
-            return
-        self._counters["streams_inbound"] += 1
-        scope = trio.CancelScope()
-        self._streams.setdefault(connection, set()).add(scope)
-        self._streams_total += 1
-        try:
-            with scope:
-                await self._negotiate_and_serve(connection, stream)
-            if scope.cancelled_caught:
-                self._counters["handlers_cancelled"] += 1
-                await _reset(stream)
-        except StreamError:
-            self._counters["streams_broken"] += 1  # the peer or the wire; nothing to tell
-            await _reset(stream)
-        except NetworkError as error:
-            self._counters["streams_violating"] += 1
-            _log.debug("stream of %s: %s", connection.peer_id, error)
-            await _reset(stream)
-        except Exception:  # noqa: BLE001  (the guard at the root of every handler)
-            self._counters["handlers_failed"] += 1
-            _log.warning("a handler failed on a stream of %s", connection.peer_id, exc_info=True)
-            await _reset(stream)
-        except BaseException:
-            await _reset(stream)
-            raise
-        finally:
-            self._streams_total -= 1
-            self._streams[connection].discard(scope)
-            if not self._streams[connection]:
-                del self._streams[connection]
-
-    async def _negotiate_and_serve(self, connection: Connection, raw: RawStream) -> None:
-        limits = self._limits
-        self._negotiating[connection] += 1
-        try:
-            with trio.fail_after(limits.negotiation_timeout_s):
-                stream = await respond(
-                    raw,
-                    connection.peer_id,
-                    self._handlers.__contains__,
-                    limits.negotiation_proposals_max,
-                )
-        except trio.TooSlowError as error:
-            raise ProtocolViolation("the peer did not name a protocol in time") from error
-        finally:
-            self._negotiating[connection] -= 1
-            if not self._negotiating[connection]:
-                del self._negotiating[connection]
-        handler = self._handlers.get(stream.protocol)
-        if handler is None:  # unserved while the answer was on its way
-            raise ProtocolViolation(f"{stream.protocol!r} is not served any more")
-        await handler(stream)
-        await stream.aclose()
+        """Serve one inbound stream; see `ConnectionSink`."""
+        await self._guard.serve_stream(connection, stream)
 
     def _refuse(self, limit: str, value: float) -> None:
         self._counters["connections_refused"] += 1
@@ -368,67 +297,33 @@ class Switchboard:
 
     # identify
 
-    async def _tell_identity(self, stream: Stream) -> None:
-        await stream.send_all(self._identity_for(stream.peer_id))
-
-    async def _hear_identity(self, stream: Stream) -> None:
-        await self._receive_identity(stream)
-
-    async def _ask_identity(self, peer_id: PeerId) -> None:
-        async def ask() -> None:
-            async with self.open_stream(peer_id, identify.IDENTIFY, dial=False) as stream:
-                await self._receive_identity(stream)
-
-        await self._attempt("identify", ask)
-
-    async def _push_identity(self) -> None:
-        """Tell every connected peer that speaks identify-push what has changed."""
-
-        async def push(peer_id: PeerId) -> None:
-            async with self.open_stream(peer_id, identify.IDENTIFY_PUSH, dial=False) as stream:
-                await stream.send_all(self._identity_for(peer_id))
-
-        async with trio.open_nursery() as nursery:
-            for peer_id, protocols in tuple(self._protocols.items()):
-                if identify.IDENTIFY_PUSH in protocols:
-                    nursery.start_soon(self._attempt, "identify_push", lambda p=peer_id: push(p))
-
-    async def _receive_identity(self, stream: Stream) -> None:
-        received = bytearray()
-        while data := await stream.receive_some():
-            received += data
-            if len(received) > self._limits.identify_bytes_max:
-                raise ProtocolViolation("an identify message over identify_bytes_max")
-        said = identify.decode(bytes(received), stream.peer_id, self._limits)
-        if stream.peer_id not in self._connections:
+    def _heard(self, peer_id: PeerId, said: identify.Identification) -> None:
+        if peer_id not in self._connections:
             return
-        self._protocols[stream.peer_id] = said.protocols
-        self.book.add(stream.peer_id, [str(address) for address in said.addresses])
+        self._protocols[peer_id] = said.protocols
+        addresses = tuple(str(address) for address in said.addresses)
+        self.book.add(peer_id, addresses)
         self._watchers.tell(
             PeerIdentified(
-                peer_id=stream.peer_id,
-                protocols=said.protocols,
-                addresses=tuple(str(address) for address in said.addresses),
-                agent=said.agent,
+                peer_id=peer_id, protocols=said.protocols, addresses=addresses, agent=said.agent
             )
         )
 
-    def _identity_for(self, peer_id: PeerId) -> bytes:
+    def _describe_to(self, peer_id: PeerId) -> bytes:
         observed = self._newest_connection(peer_id).remote
         # Our loopback address means something else, or nothing, to a peer that is elsewhere.
         told = [a for a in self.listening if observed.is_loopback or not a.is_loopback]
-        return identify.encode(self._peer_id, self._handlers, told, observed)
+        return identify.encode(self._peer_id, self._guard.protocols, told, observed)
 
-    async def _attempt(self, name: str, call: Callable[[], object]) -> None:
-        """Run a background exchange whose failure matters to nobody but the counters."""
-        try:
-            with trio.move_on_after(IDENTIFY_TIMEOUT_S) as scope:
-                await call()  # type: ignore[misc]
-        except NetworkError as error:
-            self._counters[f"{name}_failed"] += 1
-            _log.debug("%s: %s", name, error)
-        if scope.cancelled_caught:
-            self._counters[f"{name}_failed"] += 1
+    async def _push_identity(self) -> None:
+        """Tell every connected peer that speaks identify-push what has changed."""
+        await self._introductions.push(
+            [
+                peer_id
+                for peer_id, protocols in self._protocols.items()
+                if identify.IDENTIFY_PUSH in protocols
+            ]
+        )
 
     # Its lifetime
 
@@ -445,12 +340,6 @@ class Switchboard:
                 for connection in connections:
                     nursery.start_soon(connection.aclose)
         self._watchers.close()
-
-
-async def _reset(stream: Stream | RawStream) -> None:
-    """Reset also when cancelled: a reset only queues a frame."""
-    with trio.CancelScope(shield=True):
-        await stream.reset()
 
 
 __all__ = ["Switchboard"]

@@ -100,7 +100,7 @@ async def test_negotiations_per_connection_max() -> None:
         await until(lambda: server.counters().get("streams_refused") == 2)
         for stream in silent:
             await stream.reset()
-        await until(lambda: not server._negotiating)
+        await until(lambda: not server._guard._negotiating)
         async with client.open_stream(server.peer_id, ECHO) as stream:
             await stream.send_all(b"again")
             assert await stream.receive_some() == b"again"
@@ -125,7 +125,7 @@ async def test_streams_total_max() -> None:
                 nursery.start_soon(hold)
             await until(lambda: refused == 2)
             nursery.cancel_scope.cancel()
-        await until(lambda: server._streams_total == 0)
+        await until(lambda: server._guard.streams == 0)
 
 
 async def test_negotiation_proposals_max() -> None:

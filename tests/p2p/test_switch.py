@@ -20,6 +20,7 @@ from p2p import identify
 from p2p.address_book import AddressBook
 from p2p.connection import RawStream
 from p2p.discovery import GRACE_S, LOST_WANTED_S, PeerPlan
+from p2p.guard import HANDLER_GRACE_S
 from p2p.identify_pb2 import Identify as IdentifyMessage
 from p2p.memory import open_hub
 from p2p.multiaddress import Address
@@ -35,7 +36,6 @@ from p2p.multistream import (
 from p2p.peer_file import load_addresses, save_addresses
 from p2p.peer_watch import PeerWatchers
 from p2p.switch import PeerIdentified, Switch, SwitchEvent
-from p2p.switchboard import HANDLER_GRACE_S
 from tests.p2p.networks import ECHO, LISTEN, echo, identity, until
 
 LIMITS = p2p.Limits()
@@ -469,7 +469,7 @@ async def test_streams_per_connection_are_bounded() -> None:
             await until(lambda: refused == 3)
             assert server.counters()["streams_refused"] == 3
             nursery.cancel_scope.cancel()
-        await until(lambda: not server._streams)
+        await until(lambda: not server._guard._streams)
         async with client.open_stream(server.peer_id, ECHO) as stream:
             await stream.send_all(b"again")
             assert await stream.receive_some() == b"again"
@@ -543,8 +543,8 @@ async def test_a_handler_does_not_outlive_its_connection_for_long(
             await client.disconnect(server.peer_id)
         await trio.sleep(HANDLER_GRACE_S + 1)
         assert ended_s == [pytest.approx(lost_s + HANDLER_GRACE_S, abs=0.1)]
-        assert not server._streams
-        assert not server._negotiating
+        assert not server._guard._streams
+        assert not server._guard._negotiating
         assert server.counters()["handlers_cancelled"] == 1
 
 

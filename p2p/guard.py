@@ -1,0 +1,141 @@
+"""The guard around every inbound stream: who is served, how many at once, and what a failure costs.
+
+The rule: whatever a peer sends, and whatever a handler raises, ends at most that stream, and is
+counted. Streams, and streams that have not named a protocol, are bounded per connection and in all;
+over a bound the newest is reset. A handler outlives its connection by `HANDLER_GRACE_S` at most.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+import trio
+
+from p2p.connection import Connection, RawStream
+from p2p.errors import NetworkError, ProtocolViolation, StreamError
+from p2p.limits import Limits
+from p2p.multistream import respond
+from p2p.network import Stream, StreamHandler
+
+HANDLER_GRACE_S = 5.0
+"""How long a handler may go on after its connection is lost, to read what had arrived; then it is
+cancelled, or strangers could leave handlers behind that wait for something else."""
+
+_log = logging.getLogger(__name__)
+
+
+class StreamGuard:
+    """The handlers of one switch, and the inbound streams that they serve now."""
+
+    def __init__(self, limits: Limits, count: Callable[[str], None]) -> None:
+        self._limits = limits
+        self._count = count
+        self._handlers: dict[str, StreamHandler] = {}
+        self._streams: dict[Connection, set[trio.CancelScope]] = {}
+        self._streams_total = 0
+        self._negotiating: Counter[Connection] = Counter()
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """What is served."""
+        return tuple(self._handlers)
+
+    @property
+    def streams(self) -> int:
+        """Inbound streams alive."""
+        return self._streams_total
+
+    def serve(self, protocol: str, handler: StreamHandler) -> None:
+        """Serve a protocol; `ValueError` if it is served already or its id is too long."""
+        if protocol in self._handlers:
+            raise ValueError(f"{protocol!r} is served already")
+        if len(protocol.encode()) > self._limits.protocol_id_bytes_max:
+            raise ValueError(f"a protocol id of {len(protocol)} characters")
+        self._handlers[protocol] = handler
+
+    def unserve(self, protocol: str) -> bool:
+        """Serve it no more; whether it was."""
+        return self._handlers.pop(protocol, None) is not None
+
+    def connection_lost(self, connection: Connection) -> None:
+        """Give its handlers a last moment."""
+        for scope in self._streams.get(connection, ()):
+            scope.deadline = trio.current_time() + HANDLER_GRACE_S
+
+    async def serve_stream(self, connection: Connection, stream: RawStream) -> None:
+        """Negotiate and serve one inbound stream; never raises but when cancelled."""
+        if self._is_full(connection):
+            self._count("streams_refused")
+            await reset(stream)
+            return
+        self._count("streams_inbound")
+        scope = trio.CancelScope()
+        self._streams.setdefault(connection, set()).add(scope)
+        self._streams_total += 1
+        try:
+            with scope:
+                await self._negotiate_and_serve(connection, stream)
+            if scope.cancelled_caught:
+                self._count("handlers_cancelled")
+                await reset(stream)
+        except StreamError:
+            self._count("streams_broken")  # the peer or the wire; nothing to tell
+            await reset(stream)
+        except NetworkError as error:
+            self._count("streams_violating")
+            _log.debug("stream of %s: %s", connection.peer_id, error)
+            await reset(stream)
+        except Exception:  # noqa: BLE001  (the guard at the root of every handler)
+            self._count("handlers_failed")
+            _log.warning("a handler failed on a stream of %s", connection.peer_id, exc_info=True)
+            await reset(stream)
+        except BaseException:
+            await reset(stream)
+            raise
+        finally:
+            self._streams_total -= 1
+            self._streams[connection].discard(scope)
+            if not self._streams[connection]:
+                del self._streams[connection]
+
+    def _is_full(self, connection: Connection) -> bool:
+        limits = self._limits
+        return (
+            len(self._streams.get(connection, ())) >= limits.streams_per_connection_max
+            or self._negotiating[connection] >= limits.negotiations_per_connection_max
+            or self._streams_total >= limits.streams_total_max
+        )
+
+    async def _negotiate_and_serve(self, connection: Connection, raw: RawStream) -> None:
+        limits = self._limits
+        self._negotiating[connection] += 1
+        try:
+            with trio.fail_after(limits.negotiation_timeout_s):
+                stream = await respond(
+                    raw,
+                    connection.peer_id,
+                    self._handlers.__contains__,
+                    limits.negotiation_proposals_max,
+                )
+        except trio.TooSlowError as error:
+            raise ProtocolViolation("the peer did not name a protocol in time") from error
+        finally:
+            self._negotiating[connection] -= 1
+            if not self._negotiating[connection]:
+                del self._negotiating[connection]
+        handler = self._handlers.get(stream.protocol)
+        if handler is None:  # unserved while the answer was on its way
+            raise ProtocolViolation(f"{stream.protocol!r} is not served any more")
+        await handler(stream)
+        await stream.aclose()
+
+
+async def reset(stream: Stream | RawStream) -> None:
+    """Reset also when cancelled: a reset only queues a frame."""
+    with trio.CancelScope(shield=True):
+        await stream.reset()
+
+
+__all__ = ["HANDLER_GRACE_S", "StreamGuard", "reset"]
