@@ -49,7 +49,7 @@ OUTBOUND_SHARE = 0.25
 
 
 class Switchboard:
-    """A `p2p.switch.Switch` on a transport. One task tree owns it; see `open_switchboard`."""
+    """A `p2p.switch.Switch` on a transport; opened and closed by `p2p.backend` or `p2p.memory`."""
 
     def __init__(self, peer_id: PeerId, limits: Limits, nursery: trio.Nursery) -> None:
         self._peer_id = peer_id
