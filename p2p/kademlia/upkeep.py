@@ -69,13 +69,13 @@ class Upkeep:
     def start(self, nursery: trio.Nursery) -> None:
         """Start all tasks; they end when the nursery is cancelled."""
         for _ in range(PROBES_CONCURRENT):
-            nursery.start_soon(self._dht.serve_probes)
+            nursery.start_soon(self._dht.walker.serve_probes)
         nursery.start_soon(self._meet_peers)
         nursery.start_soon(self._refresh)
         nursery.start_soon(self._announce)
         nursery.start_soon(self._keep_alive)
         for contact in self._load():
-            self._dht.probe(contact)
+            self._dht.walker.probe(contact)
 
     def save(self) -> None:
         """Write the table to its file, whole or not at all; a full disk is no reason to fail."""
@@ -104,7 +104,7 @@ class Upkeep:
                         if self._dht.protocol not in event.protocols:
                             self._dht.table.remove(peer_id)
                         elif peer_id not in self._dht.table:
-                            self._dht.probe(Contact(peer_id=peer_id, addresses=addresses))
+                            self._dht.walker.probe(Contact(peer_id=peer_id, addresses=addresses))
                     case PeerDisconnected(peer_id=peer_id):
                         self._dht.service.forget(peer_id)
                     case PeerConnected():
@@ -116,7 +116,7 @@ class Upkeep:
         """Look ourselves up, then a random name in each bucket down to our neighbourhood."""
         interval_s = REFRESH_FIRST_S
         while True:
-            await self._dht.populated.wait()
+            await self._dht.walker.populated.wait()
             await self._dht.closest_peers(self._switch.peer_id.to_bytes())
             if interval_s >= REFRESH_MAX_S:
                 deepest = max(self._dht.table.buckets(), default=0)
@@ -156,7 +156,7 @@ class Upkeep:
             table = self._dht.table
             stale = table.stale(trio.current_time(), older_than_s=STALE_AFTER_S)
             for contact in stale[:PROBES_PER_ROUND]:
-                self._dht.probe(contact)
+                self._dht.walker.probe(contact)
             if len(table) < table.bucket_size:
                 self._find_somebody()
             if rounds % EXPIRE_ROUNDS == 0:
@@ -174,7 +174,7 @@ class Upkeep:
         )
         for peer_id in strangers[:PROBES_PER_ROUND]:
             addresses = self._switch.addresses_of(peer_id)
-            self._dht.probe(Contact(peer_id=peer_id, addresses=addresses))
+            self._dht.walker.probe(Contact(peer_id=peer_id, addresses=addresses))
 
     def _name_sharing(self, bits: int) -> bytes:
         """A random name whose key shares exactly `bits` leading bits with ours."""
