@@ -21,6 +21,7 @@ import trio
 from p2p.backend.arena import BUFFER_BYTES, Arena
 from p2p.backend.stream import SecureStream
 from p2p.backend.upgrade import Link
+from p2p.backend.wire import Wire
 from p2p.connection import Connection
 from p2p.errors import ProtocolViolation, StreamReset
 from p2p.identity import PeerId
@@ -77,17 +78,13 @@ class SecureConnection(Connection):
         self._link = link
         self._sock = link.sock
         self._fd = link.sock.fileno()
-        self._sealer = link.sealer
+        self.wire = Wire(link.sock, link.sealer, arena, self.abort)
         self._arena = arena
         self._serve = serve
         self._is_closed = False
         self._is_draining = False
         self._scope = trio.CancelScope()
         self._handlers: trio.Nursery | None = None
-        self._unsent: memoryview | bytes = b""  # ciphertext that the socket has not taken
-        self._loan: memoryview | None = None  # the buffer that `_unsent` lies in
-        self._unsent_arrived = trio.Event()
-        self._wire_queue = trio.lowlevel.ParkingLot()
         self._acknowledgement_queue = trio.lowlevel.ParkingLot()
         self._lingering: list[tuple[float, StreamState]] = []
         self._inbound_sender, self._inbound_receiver = trio.open_memory_channel[SecureStream](
@@ -121,11 +118,6 @@ class SecureConnection(Connection):
         """Streams alive in either direction."""
         return len(self.session.streams)
 
-    @property
-    def is_wire_busy(self) -> bool:
-        """Whether the socket has not taken all that was sent; senders then call `wait_wire`."""
-        return bool(self._unsent)
-
     # Lifetime
 
     async def run(self) -> None:
@@ -139,7 +131,7 @@ class SecureConnection(Connection):
                 with self._scope:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._receive_forever)
-                        nursery.start_soon(self._finish_sending_forever)
+                        nursery.start_soon(self.wire.finish_forever, self.flush)
                         nursery.start_soon(self._watch_forever)
                 self.abort("the connection ended")
         finally:
@@ -154,10 +146,10 @@ class SecureConnection(Connection):
             self._is_draining = True
             self.session.go_away(GoAway.NORMAL)
             self.flush()
-            if self.is_wire_busy:
+            if self.wire.is_busy:
                 with trio.move_on_after(DRAIN_S) as scope:
                     scope.shield = True
-                    await self.wait_wire()
+                    await self.wire.wait()
             self.abort("the connection was closed here")
         await trio.lowlevel.checkpoint()
 
@@ -173,10 +165,8 @@ class SecureConnection(Connection):
         for state in self.session.close():
             if isinstance(state.owner, SecureStream):
                 state.owner.wake()
-        self._return_loan()
-        self._unsent = b""
+        self.wire.close()
         self._inbound_sender.close()
-        self._wire_queue.unpark_all()
         self._acknowledgement_queue.unpark_all()
         self._scope.cancel()
         self.closed.set()
@@ -220,7 +210,7 @@ class SecureConnection(Connection):
     def send_small(self, state: StreamState, data: bytes) -> None:
         """Send a few KiB within the send window as one Noise message."""
         control = self._take_control(beside_bytes=len(data))
-        self._send_message(control + self.session.data_header(state, len(data)) + data)
+        self.wire.send(control + self.session.data_header(state, len(data)) + data)
 
     def send_burst(self, state: StreamState, view: memoryview) -> int:
         """Send the front of `view`, as much as window and `BURST_BYTES` allow; returns how much.
@@ -234,22 +224,15 @@ class SecureConnection(Connection):
         parts: list[bytes | memoryview] = [head, view[:odd]]
         if len(head) + odd <= PLAINTEXT_BYTES_MAX:
             parts = [head + bytes(view[:odd])]
-        buffer, end = self._arena.lend(), 0
-        for part in parts:
-            end += self._sealer.seal_into(part, buffer[end:])
         for start in range(odd, count, PLAINTEXT_BYTES_MAX):
-            end += self._sealer.seal_into(view[start : start + PLAINTEXT_BYTES_MAX], buffer[end:])
-        self._offer(buffer[:end], loan=buffer)
+            parts.append(view[start : start + PLAINTEXT_BYTES_MAX])
+        self.wire.send_parts(parts)
         return count
 
     def flush(self) -> None:
         """Send queued control frames, unless the wire is busy: then they follow in turn."""
-        if self.session.control and not self._unsent and not self._is_closed:
-            self._send_message(self._take_control())
-
-    async def wait_wire(self) -> None:
-        """Wait until the socket has taken what was sent, or the connection is gone."""
-        await self._wire_queue.park()
+        if self.session.control and not self.wire.is_busy and not self._is_closed:
+            self.wire.send(self._take_control())
 
     def _take_control(self, *, beside_bytes: int = 0) -> bytes:
         """Queued control frames; what does not fit beside header and payload is sent at once."""
@@ -258,62 +241,11 @@ class SecureConnection(Connection):
             return b""
         room = PLAINTEXT_BYTES_MAX - 2 * HEADER_BYTES - beside_bytes
         while len(control) > room:
-            self._offer(self._sealer.seal(bytes(control[:room])))
+            self.wire.send(bytes(control[:room]))
             del control[:room]
         taken = bytes(control)
         control.clear()
         return taken
-
-    def _send_message(self, plaintext: bytes) -> None:
-        self._offer(self._sealer.seal(plaintext))
-
-    def _offer(self, ciphertext: bytes | memoryview, *, loan: memoryview | None = None) -> None:
-        """Give the socket what it takes; `_finish_sending_forever` sends the rest."""
-        if self._unsent:
-            self._unsent = memoryview(bytes(self._unsent) + ciphertext)
-            sent = len(ciphertext)
-        else:
-            sent = self._offer_socket(ciphertext)
-        if sent < len(ciphertext) and not self._is_closed:
-            self._unsent = memoryview(ciphertext)[sent:]
-            self._loan = loan
-            self._unsent_arrived.set()
-        elif loan is not None:
-            self._arena.take_back(loan)
-
-    def _offer_socket(self, ciphertext: bytes | memoryview) -> int:
-        if self._is_closed:
-            return 0
-        try:
-            return self._sock.send(ciphertext)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            self.abort(f"the connection broke: {error}")
-            return 0
-
-    async def _finish_sending_forever(self) -> None:
-        while not self._is_closed:
-            await self._unsent_arrived.wait()
-            self._unsent_arrived = trio.Event()
-            while self._unsent:
-                try:
-                    await trio.lowlevel.wait_writable(self._fd)
-                except trio.ClosedResourceError:
-                    return
-                sent = self._offer_socket(self._unsent)
-                if self._is_closed:
-                    return  # offering met a broken socket: its number may be another's by now
-                self._unsent = self._unsent[sent:]
-            self._return_loan()
-            self.flush()
-            if not self._unsent:
-                self._wire_queue.unpark_all()
-
-    def _return_loan(self) -> None:
-        loan, self._loan = self._loan, None
-        if loan is not None:
-            self._arena.take_back(loan)
 
     # Receiving
 

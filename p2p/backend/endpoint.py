@@ -104,8 +104,8 @@ class Endpoint:
         """From an accepted socket to the end of its connection."""
         connection = None
         with sock:
-            _configure(sock)
             try:
+                _configure(sock)
                 with self.admission.handshake(host) as scope:
                     link = await secure_inbound(sock, self._static)
                 if scope.cancelled_caught:
@@ -114,7 +114,7 @@ class Endpoint:
                 with self.admission.connection(host):
                     connection = SecureConnection(link, self.arena, serve=self._serve)
                     await handle(connection)
-            except HandshakeFailed:
+            except (HandshakeFailed, OSError):  # a socket may be gone before it is looked at
                 self.arena.count("handshakes_failed")
             except LimitExceeded:
                 self.arena.count("connections_refused")

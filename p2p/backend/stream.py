@@ -190,8 +190,8 @@ class SecureStream(RawStream):
             if self.state.send_window == 0:
                 self._sender = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abort_send)
-            elif self.connection.is_wire_busy:
-                await self.connection.wait_wire()
+            elif self.connection.wire.is_busy:
+                await self.connection.wire.wait()
             else:
                 return
             self._turn_bytes = self._turn_calls = 0

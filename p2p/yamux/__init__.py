@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from p2p.yamux.frame import GoAway
-from p2p.yamux.session import (
-    UNACKNOWLEDGED_MAX,
+from p2p.yamux.events import (
     Acknowledged,
     Event,
     GoneAway,
     Readable,
-    Session,
     StreamOpened,
     Writable,
 )
+from p2p.yamux.frame import GoAway
+from p2p.yamux.session import UNACKNOWLEDGED_MAX, Session
 from p2p.yamux.stream import Side, StreamState
 from p2p.yamux.window import WINDOW_BYTES_INITIAL, Bounds, Budget
 

@@ -13,10 +13,15 @@ Time comes in as an argument. Frames of data are not built here but by whoever o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeAlias
-
 from p2p.errors import InvariantViolation, LimitExceeded, ProtocolViolation
+from p2p.yamux.events import (
+    Acknowledged,
+    Event,
+    GoneAway,
+    Readable,
+    StreamOpened,
+    Writable,
+)
 from p2p.yamux.frame import (
     HEADER_BYTES,
     SESSION_ID,
@@ -47,42 +52,6 @@ ROUND_TRIP_S_ASSUMED = 0.1
 
 _SYN, _ACK, _FIN, _RST = (int(flag) for flag in Flag)
 _DATA, _UPDATE, _PING, _GO_AWAY = (int(kind) for kind in Type)
-
-
-@dataclass(frozen=True, slots=True)
-class StreamOpened:
-    """The peer opened a stream."""
-
-    stream: StreamState
-
-
-@dataclass(frozen=True, slots=True)
-class Readable:
-    """A stream that had nothing to read now has bytes, or its end."""
-
-    stream: StreamState
-
-
-@dataclass(frozen=True, slots=True)
-class Writable:
-    """A stream whose window was shut can send again, or was reset and never will."""
-
-    stream: StreamState
-
-
-@dataclass(frozen=True, slots=True)
-class Acknowledged:
-    """The peer took a stream of ours; another may be opened if the backlog was full."""
-
-
-@dataclass(frozen=True, slots=True)
-class GoneAway:
-    """The peer will open and accept no more streams."""
-
-    code: int
-
-
-Event: TypeAlias = StreamOpened | Readable | Writable | Acknowledged | GoneAway
 
 
 class Session:
@@ -429,13 +398,4 @@ class Session:
         stream.granted_bytes = 0
 
 
-__all__ = [
-    "UNACKNOWLEDGED_MAX",
-    "Acknowledged",
-    "Event",
-    "GoneAway",
-    "Readable",
-    "Session",
-    "StreamOpened",
-    "Writable",
-]
+__all__ = ["UNACKNOWLEDGED_MAX", "Session"]

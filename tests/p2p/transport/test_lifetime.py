@@ -107,7 +107,7 @@ async def test_an_idle_connection_owns_no_buffer() -> None:
         await ours.send_all(bytes(WINDOW_BYTES_INITIAL - 1))
         await receive_exactly(theirs, WINDOW_BYTES_INITIAL - 1)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert ours.connection._loan is None
+        assert ours.connection.wire._loan is None
         assert len(theirs.connection._arena._spare) >= 1
 
 

@@ -237,7 +237,7 @@ VIOLATIONS: dict[str, bytes] = {
 async def push(connection: SecureConnection, frames: bytes) -> None:
     """Write Yamux frames past our own session, until all are written or the peer has closed."""
     for start in range(0, len(frames), 48_000):
-        data = connection._sealer.seal(frames[start : start + 48_000])
+        data = connection.wire._sealer.seal(frames[start : start + 48_000])
         while data:
             try:
                 data = data[connection._sock.send(data) :]

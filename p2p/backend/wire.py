@@ -1,0 +1,114 @@
+"""The sending side of a socket: plaintext is sealed and offered at once; one task sends the rest.
+
+The rule: ciphertext leaves in the order in which it was sealed, as its nonces count. While the
+socket has not taken everything the wire is busy, and whoever has more to send waits in turn; so a
+connection holds at most one borrowed buffer, and control frames, of what is not sent.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterable
+
+import trio
+
+from p2p.backend.arena import Arena
+from p2p.noise import Sealer
+
+
+class Wire:
+    """Belongs to one connection, which calls `close` once."""
+
+    def __init__(
+        self, sock: socket.socket, sealer: Sealer, arena: Arena, on_broken: Callable[[str], None]
+    ) -> None:
+        """`on_broken` is told why the socket can send no more, and calls `close`."""
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._sealer = sealer
+        self._arena = arena
+        self._on_broken = on_broken
+        self._is_closed = False
+        self._unsent: memoryview | bytes = b""  # ciphertext that the socket has not taken
+        self._loan: memoryview | None = None  # the buffer that `_unsent` lies in
+        self._unsent_arrived = trio.Event()
+        self._queue = trio.lowlevel.ParkingLot()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the socket has not taken all that was sent; senders then call `wait`."""
+        return bool(self._unsent)
+
+    async def wait(self) -> None:
+        """Wait until the socket has taken what was sent, or the wire is closed."""
+        await self._queue.park()
+
+    def send(self, plaintext: bytes) -> None:
+        """Send at most `PLAINTEXT_BYTES_MAX` bytes as one Noise message."""
+        self._offer(self._sealer.seal(plaintext))
+
+    def send_parts(self, parts: Iterable[bytes | memoryview]) -> None:
+        """Send each part as one Noise message, all together at most `BUFFER_BYTES`."""
+        buffer, end = self._arena.lend(), 0
+        for part in parts:
+            end += self._sealer.seal_into(part, buffer[end:])
+        self._offer(buffer[:end], loan=buffer)
+
+    async def finish_forever(self, on_drained: Callable[[], None]) -> None:
+        """Send what the socket does not take at once; `on_drained` may then send more."""
+        while not self._is_closed:
+            await self._unsent_arrived.wait()
+            self._unsent_arrived = trio.Event()
+            while self._unsent:
+                try:
+                    await trio.lowlevel.wait_writable(self._fd)
+                except trio.ClosedResourceError:
+                    return
+                sent = self._offer_socket(self._unsent)
+                if self._is_closed:
+                    return  # offering met a broken socket: its number may be another's by now
+                self._unsent = self._unsent[sent:]
+            self._return_loan()
+            on_drained()
+            if not self._unsent:
+                self._queue.unpark_all()
+
+    def close(self) -> None:
+        """Forget what is not sent and wake whoever waits; the socket is the caller's."""
+        self._is_closed = True
+        self._return_loan()
+        self._unsent = b""
+        self._queue.unpark_all()
+
+    def _offer(self, ciphertext: bytes | memoryview, *, loan: memoryview | None = None) -> None:
+        """Give the socket what it takes; `finish_forever` sends the rest."""
+        if self._unsent:
+            self._unsent = memoryview(bytes(self._unsent) + ciphertext)
+            sent = len(ciphertext)
+        else:
+            sent = self._offer_socket(ciphertext)
+        if sent < len(ciphertext) and not self._is_closed:
+            self._unsent = memoryview(ciphertext)[sent:]
+            self._loan = loan
+            self._unsent_arrived.set()
+        elif loan is not None:
+            self._arena.take_back(loan)
+
+    def _offer_socket(self, ciphertext: bytes | memoryview) -> int:
+        if self._is_closed:
+            return 0
+        try:
+            return self._sock.send(ciphertext)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            self._on_broken(f"the connection broke: {error}")
+            return 0
+
+    def _return_loan(self) -> None:
+        loan, self._loan = self._loan, None
+        if loan is not None:
+            self._arena.take_back(loan)
+
+
+__all__ = ["Wire"]
