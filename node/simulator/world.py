@@ -41,7 +41,8 @@ class Links:
 class World:
     """The clock, the heap and the links of one run."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, events_max: int = EVENTS_MAX) -> None:
+        self._events_max = events_max
         self.random = random.Random(seed)
         self.now_ms = 0
         self.events = 0
@@ -69,7 +70,7 @@ class World:
         while self._heap and self._heap[0][0] <= until_ms:
             self.now_ms, _, action = heapq.heappop(self._heap)
             self.events += 1
-            if self.events > EVENTS_MAX:
+            if self.events > self._events_max:
                 raise Livelock(f"{self.events} events at {self.now_ms} ms")
             action()
         self.now_ms = until_ms
