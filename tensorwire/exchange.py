@@ -273,6 +273,7 @@ class ServerExchange(_Exchange):
         super().__init__(limits if limits is not None else Limits())
         self._vocabulary = vocabulary
         self._held = memoryview(b"")
+        self._request: RequestHead | None = None
 
     @property
     def request_id(self) -> bytes:
@@ -285,7 +286,10 @@ class ServerExchange(_Exchange):
         match self._state:
             case State.IDLE:
                 header, self._held = self._receive_head(rest)
-                return [] if header is None else [_request_head(header)]
+                if header is None:
+                    return []
+                self._request = _request_head(header)
+                return [self._request]
             case State.ADMITTING_FORWARD | State.ADMITTING_BACKWARD:
                 raise LocalProtocolError("admit or refuse the request before reading on")
             case State.RECEIVING_FORWARD | State.RECEIVING_BACKWARD:
@@ -361,15 +365,15 @@ class ServerExchange(_Exchange):
         ]
 
     def _check_own_answer(self, answer: Result | Gradient) -> None:
-        if self._header is None or self._state not in (
+        if self._request is None or self._state not in (
             State.SERVING_FORWARD,
             State.SERVING_BACKWARD,
         ):
             raise LocalProtocolError(f"no request waits for an answer in {self._state.name}")
         specs = [part.spec for part in answer_parts(answer)]
-        inputs = _request_head(self._header).inputs
-        if any(spec.dtype is not self._header.reply_dtype for spec in specs):
-            raise LocalProtocolError(f"{self._header.reply_dtype.name} was asked for")
+        inputs, reply_dtype = self._request.inputs, self._request.reply_dtype
+        if any(spec.dtype is not reply_dtype for spec in specs):
+            raise LocalProtocolError(f"{reply_dtype.name} was asked for")
         match answer:
             case Result():
                 if len(specs[0].shape) != 3 or specs[0].shape[:2] != output_shape(inputs):

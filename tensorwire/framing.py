@@ -19,6 +19,8 @@ MAGIC = b"AGT"
 VERSION = 1
 PREFIX_BYTES = 8
 
+_BEGINNING = MAGIC + bytes([VERSION])
+
 Segments = list[bytes | memoryview]
 
 
@@ -37,6 +39,12 @@ class HeadReader:
 
     def receive(self, data: memoryview) -> tuple[bytes | None, memoryview]:
         """(header once complete, bytes of `data` behind it); raises `RemoteProtocolError`."""
+        if not self._collected and data[:4] == _BEGINNING and data.nbytes >= PREFIX_BYTES:
+            end = PREFIX_BYTES + int.from_bytes(data[4:PREFIX_BYTES], "little")
+            if end <= data.nbytes and end <= PREFIX_BYTES + self._header_bytes_max:
+                # A whole head in one piece, as almost all come.
+                self._collected = bytearray(data[:PREFIX_BYTES])
+                return bytes(data[PREFIX_BYTES:end]), data[end:]
         if len(self._collected) < PREFIX_BYTES:
             taken = min(PREFIX_BYTES - len(self._collected), data.nbytes)
             self._collected += data[:taken]
@@ -123,7 +131,7 @@ class PayloadReader:
 
 def encode_frame(header: bytes, parts: Sequence[Part]) -> Segments:
     """The segments of a frame in order; payloads are views of the tensors' own buffers."""
-    prefix = MAGIC + bytes([VERSION]) + len(header).to_bytes(4, "little")
+    prefix = _BEGINNING + len(header).to_bytes(4, "little")
     return [prefix + header, *(part.tensor.data for part in parts)]
 
 
