@@ -164,7 +164,8 @@ class Kademlia:
         """
         if peer_id == self._switch.peer_id:
             return self._switch.addresses
-        if await self.walker.reach(peer_id, ()):
+        # Who has dialled us is connected, yet its addresses are known only once it has told them.
+        if await self.walker.reach(peer_id, ()) and self._switch.addresses_of(peer_id):
             return self._switch.addresses_of(peer_id)
         name = peer_id.to_bytes()
         lookup = self.walker.lookup(key_of(name), without=peer_id)

@@ -134,9 +134,9 @@ class Walker:
 
     async def reach(self, peer_id: PeerId, addresses: Sequence[str]) -> bool:
         """Whether there is a connection to the peer, or one can be made by these addresses."""
+        self.remember(Contact(peer_id=peer_id, addresses=tuple(addresses)))
         if peer_id in self._switch.peers:
             return True
-        self.remember(Contact(peer_id=peer_id, addresses=tuple(addresses)))
         try:
             with trio.fail_after(self._limits.lookup_request_timeout_s):
                 await self._switch.connect(peer_id)
