@@ -300,9 +300,9 @@ class Mempool:
 
     def _peek_worst(self) -> _Entry | None:
         while self._worst:
-            rank, transaction_hash = self._worst[0]
-            entry = self._entries.get(transaction_hash)
-            if entry is not None and entry.rank == rank:  # else it left, or left and came back
+            # One that left and came back stands here twice; its later arrival ranks first.
+            entry = self._entries.get(self._worst[0][1])
+            if entry is not None:
                 return entry
             heapq.heappop(self._worst)
         return None
