@@ -181,3 +181,13 @@ def test_a_real_network_of_processes(tmp_path: Path) -> None:
     assert summary["finalized"] >= 7
     assert summary["state_roots_equal"] is True
     assert summary["exit_codes"] == [0, 0, 0]
+    # The blocks on disk, executed again, give the root that the processes agreed on.
+    replayed = subprocess.run(
+        [
+            *(sys.executable, "-m", "node", "replay", "--json", "--to", str(summary["finalized"])),
+            *("--data-dir", str(tmp_path / "net" / "node-1")),
+        ],
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(replayed.stdout)["state_root"] == summary["state_root"]
