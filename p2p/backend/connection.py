@@ -118,6 +118,11 @@ class SecureConnection(Connection):
         """Streams alive in either direction."""
         return len(self.session.streams)
 
+    @property
+    def is_wire_busy(self) -> bool:
+        """Whether the socket has not taken all that was sent."""
+        return self.wire.is_busy
+
     # Lifetime
 
     async def run(self) -> None:
@@ -146,7 +151,7 @@ class SecureConnection(Connection):
             self._is_draining = True
             self.session.go_away(GoAway.NORMAL)
             self.flush()
-            if self.wire.is_busy:
+            if self.is_wire_busy:
                 with trio.move_on_after(DRAIN_S) as scope:
                     scope.shield = True
                     await self.wire.wait()
@@ -231,7 +236,7 @@ class SecureConnection(Connection):
 
     def flush(self) -> None:
         """Send queued control frames, unless the wire is busy: then they follow in turn."""
-        if self.session.control and not self.wire.is_busy and not self._is_closed:
+        if self.session.control and not self.is_wire_busy and not self._is_closed:
             self.wire.send(self._take_control())
 
     def _take_control(self, *, beside_bytes: int = 0) -> bytes:

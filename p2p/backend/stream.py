@@ -190,7 +190,7 @@ class SecureStream(RawStream):
             if self.state.send_window == 0:
                 self._sender = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abort_send)
-            elif self.connection.wire.is_busy:
+            elif self.connection.is_wire_busy:
                 await self.connection.wire.wait()
             else:
                 return
