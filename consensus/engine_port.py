@@ -8,7 +8,8 @@ Unix time in milliseconds and never goes back. The first event is `Tick`.
 What to do for each effect:
 
 - `SignVote`: ask the signer guard, sign (Domain.VOTE, `ballot.payload(vset_hash)`), commit the
-  vote to the vote log (fsync), then answer `VoteSigned(vote)`. Nothing is sent or counted before
+  vote to the vote log (fsync) together with the block it is for, which was executed or built here
+  before (NULLIFY names none), then answer `VoteSigned(vote)`. Nothing is sent or counted before
   that answer: persist before send. Neighbouring `Sign...` effects may share one commit. A refusal
   of the guard means this process is wrong: end it.
 - `SignProposal`: the same for a block led by this node (Domain.PROPOSAL, the header's hash); the
@@ -49,7 +50,8 @@ accepted message in. Peers' requests are answered from `engine.block`, `engine.c
 `engine.status()` and, for what is final, from the chain store.
 
 Restart: build a new `Engine` from the last committed block, the epoch it belongs to (both from the
-chain store) and the whole vote log from that epoch on. After a snapshot sync do the same.
+chain store), the whole vote log from that epoch on, and the blocks stored with it. After a snapshot
+sync do the same.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-from consensus.block import Body, Evidence, Header, evidence_offence
+from consensus.block import Block, Body, Evidence, Header, evidence_offence
 from consensus.crypto import Verifier
 from consensus.engine_chain import Attested, Chain
 from consensus.engine_message import EpochProof, Message, ProposalMessage
@@ -110,12 +110,15 @@ class EngineState:
         certificate: Certificate | None = None,
         epoch_proof: EpochProof | None = None,
         own_log: tuple[Vote | ProposalMessage, ...] = (),
+        blocks: tuple[Block, ...] = (),
     ) -> None:
         """Start at `start`, or later in that epoch at `tip`, its last committed block.
 
         `attested_view` is the newest view of this epoch attested up to `tip`, 0 for none;
         `certificate` made `tip` final; `epoch_proof` ended the epoch before; `own_log` is
-        everything this key said in this epoch or a later one.
+        everything this key said in this epoch or a later one; `blocks` are those stored with its
+        votes: whoever voted for a block must have it after a restart, or a final block could be
+        lost with the memory of its voters.
         """
         self.config = config
         self.verifier = verifier
@@ -127,6 +130,7 @@ class EngineState:
         self.standstill_ms = self._standstill_first_ms
         self.standstill_at_ms: int | None = None
         self._own_log = own_log
+        self._stored = blocks
         self._effects: list[Effect] = []
         self._wakes: set[int] = set()
         self._armed_ms: int | None = None
@@ -200,6 +204,9 @@ class EngineState:
         self._replay_own_log()
 
     def _replay_own_log(self) -> None:
+        for block in self._stored:
+            if block.header.epoch == self.epoch and block.header.view > self.tip.view:
+                self._hold(block.header, block.body)
         for entry in self._own_log:
             match entry:
                 case Vote(ballot=ballot):

@@ -69,6 +69,8 @@ class Disk:
     certificates: dict[Height, Certificate] = field(default_factory=dict)
     starts: dict[Epoch, EpochStart] = field(default_factory=dict)
     proofs: dict[Epoch, EpochProof] = field(default_factory=dict)
+    held: dict[Digest, Block] = field(default_factory=dict)
+    """Blocks that this node voted for."""
     state: State = None
     by_hash: dict[Digest, Block] = field(default_factory=dict)
 
@@ -130,6 +132,7 @@ class Replica:
             certificate=self.disk.certificates.get(last.height) if inside and last else None,
             epoch_proof=self.disk.proofs.get(Epoch(epoch - 1)),
             own_log=tuple(self.disk.log),
+            blocks=tuple(self.disk.held.values()),
         )
 
     def crash(self) -> None:
@@ -224,8 +227,12 @@ class Replica:
         signature = self.signer.sign(Domain.VOTE, self.ledger.chain_id, payload)
         vote = Vote(ballot=order.ballot, signer=self.key, signature=signature)
 
+        block = self.engine.block(order.ballot.block_hash)
+
         def synced() -> None:
             self.disk.log.append(vote)
+            if block is not None:
+                self.disk.held[block.hash] = block
             self.hand(VoteSigned(vote=vote))
 
         self.later(self.disk_ms, synced)
@@ -254,6 +261,7 @@ class Replica:
             self.states.pop(block.hash, None)
         self.states.pop(last.header.parent_hash, None)
         if commit.next_epoch is not None and commit.epoch_proof is not None:
+            self.disk.held.clear()
             self.disk.starts[commit.next_epoch.epoch] = commit.next_epoch
             self.disk.proofs[commit.epoch_proof.epoch] = commit.epoch_proof
         self.network.trace(self, f"commits height {last.height} of view {last.header.view}")
