@@ -74,7 +74,7 @@ class SecureConnection(Connection):
         self.closed = trio.Event()
         self.on_closed: list[Callable[[], None]] = []  # called once each, in order
         self._remote = Address.of_socket(link.sock.getpeername())
-        self.opened_at = self.heard_at = trio.current_time()
+        self.heard_at = trio.current_time()
         self._link = link
         self._sock = link.sock
         self._fd = link.sock.fileno()

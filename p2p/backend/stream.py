@@ -50,11 +50,6 @@ class SecureStream(RawStream):
         """Whether this side has closed or reset it, or its connection is gone."""
         return self._is_closed or self.state.send_side is Side.RESET
 
-    @property
-    def has_unread(self) -> bool:
-        """Whether received bytes wait to be read."""
-        return bool(self.state.pieces)
-
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data`; returns once all of it is encrypted and handed to the connection.
 
