@@ -276,6 +276,8 @@ def _reached(
     """
     first, last = sources
     limit = threshold[:, None]
+    if not depth:  # a walk that stays at its source visits nobody else, and no limit is negative
+        return np.zeros((len(threshold), last - first), dtype=np.bool_)
     # x_1 = floor(2^36 * w / 2^16) exactly: the first step needs no product.
     mass = np.ascontiguousarray(hops[first:last].toarray().T) << 20
     visits = mass.copy()

@@ -26,9 +26,9 @@ ACCOUNTS_LIMIT: Final = 4096
 DAY_S: Final = 24 * 60 * 60
 
 HARD_RANGES: Final[dict[str, tuple[int, int]]] = {
-    "temperature": (1, 16),  # larger and |t| leaves the sigmoid's table
-    "depth": (1, 64),  # c <= (d + 1) * 2^36 stays far below 2^53; time grows with it
-    "cutoff": (0, 2**40),
+    "temperature": (0, 16),  # larger and |t| leaves the sigmoid's table
+    "depth": (0, 64),  # c <= (d + 1) * 2^36 stays far below 2^53; time grows with it
+    "cutoff": (0, 2**43),  # more than any visits: nobody is connected to anybody
     "rank_cutoff": (0, 2**20),  # times a received rank of 2^36 stays below 2^63
     "self_weight_max": (1, WEIGHT_ONE),
     "recovery": (0, SCALING_ONE),

@@ -116,14 +116,13 @@ def mechanism(case: Case) -> dict[str, Any]:
     pool = int(case["pool"])
     outcome = mechanism_step(snapshot, parameters)
     paid = payouts(outcome, pool)
-    answer: dict[str, Any] = {
-        "open": outcome.open,
+    moved: dict[str, Any] = {
         "payout": list(paid),
         "scaling_next": list(outcome.scaling_next),
         "pool_next": pool - sum(paid),
     }
     if not outcome.scaled_total:
-        return answer
+        return {"open": outcome.open, **moved}
     return {
         "share": list(outcome.share),
         "rank": list(outcome.rank),
@@ -131,8 +130,9 @@ def mechanism(case: Case) -> dict[str, Any]:
         "trust": list(outcome.trust),
         "incentive": list(outcome.incentive),
         "loss": outcome.loss,
+        "open": outcome.open,
         "gradient": list(outcome.gradient),
-        **answer,
+        **moved,
     }
 
 

@@ -70,8 +70,8 @@ def random_case(rng: random.Random, n: int) -> dict[str, Any]:
 
     return {
         "params": {
-            "temperature": rng.choice([1, 10, 10, 16]),
-            "depth": rng.choice([1, 2, 4, 4, 8]),
+            "temperature": rng.choice([0, 1, 10, 10, 16]),
+            "depth": rng.choice([0, 1, 2, 4, 4, 8]),
             "cutoff": rng.choice([0, 0, 1, 2**30, 2**36, rng.randrange(2**36)]),
             "rank_cutoff": rng.choice([0, 4096, 4096, 65_536]),
             "self_edge_to_pool": rng.random() < 0.5,
