@@ -35,7 +35,7 @@ from consensus.engine_port import (
     Send,
     SendEpochProof,
 )
-from consensus.engine_state import STANDSTILL_MS_MAX, EngineState, WantedBlock
+from consensus.engine_state import REQUEST_GRACE_MS, STANDSTILL_MS_MAX, EngineState, WantedBlock
 from consensus.engine_view import PROPOSALS_MAX, ViewRecord
 from consensus.types import Digest, Epoch, View
 from consensus.vote import (
@@ -275,8 +275,8 @@ class Reception(EngineState):
         record.proposals[proposal.hash] = proposal
 
     def _receive_blocks(self, blocks: tuple[Block, ...]) -> bool:
-        """Take the blocks that are waited for, and their ancestors: hashes prove themselves. An
-        answer without anything new lets the engine ask again at once.
+        """Take the blocks that are waited for, and their ancestors: hashes prove themselves. After
+        an answer without anything new the engine asks again soon.
         """
         wanted = [need for need in self._requests if isinstance(need, WantedBlock)]
         expected = {need.hash for need in wanted}
@@ -289,7 +289,8 @@ class Reception(EngineState):
                 if block.height > self.tip.height + 1:
                     expected.add(block.header.parent_hash)
         if not useful:
-            self._requests.update(dict.fromkeys(wanted, self.now_ms))
+            soon_ms = self.now_ms + REQUEST_GRACE_MS
+            self._requests.update({need: min(self._requests[need], soon_ms) for need in wanted})
         return True
 
     def _trim(self) -> None:

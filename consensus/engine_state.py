@@ -8,7 +8,7 @@ through one place, which marks the ballot as said before the signature exists.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from consensus.block import Block, Body, Evidence, Header, evidence_offence
@@ -84,7 +84,7 @@ class WantedBlock:
     """A block that some rule waits for."""
 
     hash: Digest
-    ask_first: AccountId | None
+    ask_first: AccountId | None = field(compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +93,7 @@ class WantedCertificates:
 
     first: View
     last: View
-    ask_first: AccountId | None
+    ask_first: AccountId | None = field(compare=False)
 
 
 class EngineState:
