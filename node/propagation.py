@@ -35,6 +35,7 @@ DIRECT_DEADLINE_S: Final = 10.0
 MESSAGE_BYTES_MAX: Final = BODY_BYTES_MAX + 64 * 1024  # a proposal with the largest body
 OUTBOX_PEERS_MAX: Final = 256  # bundles under way at once; more are dropped, and sent again later
 PUBLISH_BACKLOG: Final = 256  # messages waiting to be handed to gossip
+TRANSACTION_BACKLOG: Final = 1_024  # own transactions waiting for the same: a block's worth
 
 _VERDICTS: Final = {
     Judgement.ACCEPT: Verdict.ACCEPT,
@@ -77,7 +78,11 @@ class Propagation:
         self._outbox: dict[PeerId, Sequence[Message]] = {}
         self._sending: set[PeerId] = set()
         self._nursery: trio.Nursery | None = None
+        # Two queues: a vote never waits behind transactions for a slow peer.
         self._send, self._outgoing = trio.open_memory_channel[tuple[str, bytes]](PUBLISH_BACKLOG)
+        self._send_transaction, self._outgoing_transactions = trio.open_memory_channel[bytes](
+            TRANSACTION_BACKLOG
+        )
         self.counters: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -94,6 +99,7 @@ class Propagation:
                     TRANSACTION_BYTES_MAX,
                     self._judged_transaction,
                 )
+                nursery.start_soon(self._publish_transactions)
                 async for topic, data in self._outgoing:
                     await self._network.publish(topic, data)
         finally:
@@ -111,7 +117,14 @@ class Propagation:
 
     def publish_transaction(self, transaction: Transaction) -> None:
         """Publish a transaction that the mempool holds."""
-        self._publish(self._transaction_topic, transaction.encoded)
+        try:
+            self._send_transaction.send_nowait(transaction.encoded)
+        except trio.WouldBlock:
+            self.counters["publications_dropped"] += 1
+
+    async def _publish_transactions(self) -> None:
+        async for encoded in self._outgoing_transactions:
+            await self._network.publish(self._transaction_topic, encoded)
 
     def resend(self, messages: Sequence[Message]) -> None:
         """Send to every connected peer; replaces what still waits for one."""

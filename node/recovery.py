@@ -7,7 +7,7 @@ in that epoch or a later one. Genesis is the root of epoch 0: its hash is the ch
 
 from dataclasses import dataclass
 
-from consensus.block import Header
+from consensus.block import Block, Header
 from consensus.codec import Reader
 from consensus.crypto import Verifier
 from consensus.engine import DRIFT_MS, Engine, EngineConfig
@@ -119,6 +119,8 @@ def start_engine(
         certificate=_tip_certificate(store) if in_epoch else None,
         epoch_proof=_epoch_proof(store, start),
         own_log=own_log,
+        # Whoever voted for a block must have it after a restart: it may be final by now.
+        blocks=tuple(Block.decode(data) for data in recovered.vote_log.blocks(start.epoch)),
     )
 
 
