@@ -8,6 +8,7 @@ the server, before the payload is read, for the decision to admit it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, unique
+from typing import assert_never
 
 from tensorwire.errors import (
     DETAIL_CHARS_MAX,
@@ -134,6 +135,8 @@ def answer_parts(answer: Answer) -> tuple[Part, ...]:
             return tuple(answer.gradients)
         case Failure():
             return ()
+        case _:  # pragma: no cover
+            assert_never(answer)
 
 
 def kind_of(message: Request | Answer) -> Kind:
@@ -149,6 +152,8 @@ def kind_of(message: Request | Answer) -> Kind:
             return Kind.GRADIENT
         case Failure():
             return Kind.FAILURE
+        case _:  # pragma: no cover
+            assert_never(message)
 
 
 def require_request_id(request_id: bytes) -> bytes:

@@ -9,7 +9,7 @@ still send one FAILURE); what this side does out of order is a `LocalProtocolErr
 nothing. Flow control, interleaving and cancellation are the stream's.
 """
 
-from typing import TypeVar
+from typing import TypeVar, assert_never
 
 from blake3 import blake3
 
@@ -382,6 +382,8 @@ class ServerExchange(_Exchange):
             case Gradient():
                 if [s.shape for s in specs] != [s.shape for s in gradient_specs(inputs)]:
                     raise LocalProtocolError("gradients are shaped like the parts they belong to")
+            case _:  # pragma: no cover
+                assert_never(answer)
 
 
 def _request_head(header: Header) -> RequestHead:

@@ -77,5 +77,6 @@ class Occupancy:
         self._entries += 1
         heappush(self._heap, (-flow.peak_by_weight, self._entries, flow))
         if len(self._heap) > 2 * self._known + STALE_ENTRIES_MAX:
-            self._heap = [entry for entry in self._heap if -entry[0] == entry[2].peak_by_weight]
+            valid = (entry for entry in self._heap if -entry[0] == entry[2].peak_by_weight)
+            self._heap = list({id(entry[2]): entry for entry in valid}.values())
             heapify(self._heap)

@@ -14,7 +14,6 @@ Policies, each with its test:
   nobody anything, and charging it would starve callers whose deadlines are short for their share.
 - The floor is not charged for what its members cancel: they would do it to each other for nothing.
 - Cost is what the header promises, corrected by measured time within ×4 either way.
-
 The queue has no clock: callers pass `now_ms`. Every operation is amortised O(log flows).
 
 Deviation: the paper weighs by s_j·w_ij; the caller passes s_i·w_ij as `weight` (DECISIONS.md).
@@ -90,8 +89,9 @@ class StakeQueue(Generic[Request]):
     @property
     def senders(self) -> dict[Sender, int]:
         """Tickets waiting per sender (a copy)."""
-        held = {sender: flow.items for sender, flow in self._flows.items() if flow.items}
-        return held | self._floor_held
+        return self._floor_held | {
+            who: flow.items for who, flow in self._flows.items() if flow.items
+        }
 
     def push(
         self,
@@ -159,10 +159,9 @@ class StakeQueue(Generic[Request]):
 
     def cancel(self, ticket: Ticket[Request], *, expired: bool = False) -> bool:
         """Take a ticket out; False where it was not waiting. It stays charged unless `expired`."""
-        if ticket.standing is not Standing.WAITING:
-            return False
-        self._remove(ticket, Standing.EXPIRED if expired else Standing.CANCELLED)
-        return True
+        if waits := ticket.standing is Standing.WAITING:
+            self._remove(ticket, Standing.EXPIRED if expired else Standing.CANCELLED)
+        return waits
 
     def dropped(self) -> list[Ticket[Request]]:
         """Tickets displaced or expired since the last call; each needs its answer."""
@@ -259,6 +258,8 @@ class StakeQueue(Generic[Request]):
 
     def _set_weight(self, flow: Flow, weight: int) -> None:
         old = flow.fluid.weight
+        if weight == old:
+            return
         if flow.items and not flow.is_floor:
             self._weight += weight - old
         flow.finish = self._clock.rescaled(flow.finish, old, weight)
@@ -331,14 +332,14 @@ class StakeQueue(Generic[Request]):
         if ticket.start <= self._clock.now:
             heappush(self._eligible, (ticket.finish, ticket.number, ticket))
             if len(self._eligible) > 2 * len(self._flows) + STALE_ENTRIES_MAX:
-                self._eligible = [
-                    e for e in self._eligible if _is_first(e[2]) and e[0] == e[2].finish
-                ]
+                valid = (e for e in self._eligible if _is_first(e[2]) and e[0] == e[2].finish)
+                self._eligible = list({e[1]: e for e in valid}.values())
                 heapify(self._eligible)
         else:
             heappush(self._waiting, (ticket.start, ticket.number, ticket))
             if len(self._waiting) > 2 * len(self._flows) + STALE_ENTRIES_MAX:
-                self._waiting = [e for e in self._waiting if _is_first(e[2]) and e[0] == e[2].start]
+                valid = (e for e in self._waiting if _is_first(e[2]) and e[0] == e[2].start)
+                self._waiting = list({e[1]: e for e in valid}.values())
                 heapify(self._waiting)
 
     def _next(self) -> Ticket[Any] | None:
@@ -427,9 +428,8 @@ class StakeQueue(Generic[Request]):
             return ticket if self._floor_held[ticket.sender] > own else None
         if largest is flow or newcomer * largest.fluid.weight > occupancy * flow.fluid.weight:
             return None
-        if not self._occupancy.is_over_share(largest, occupancy, total_weight):
-            return None
-        return largest.newest()
+        over = self._occupancy.is_over_share(largest, occupancy, total_weight)
+        return largest.newest() if over else None
 
     def _refusal(self, flow: Flow, reason: str) -> QueueRefusal:
         return QueueRefusal(reason, retry_after_ms=self._retry_after_ms(flow), position=self._items)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum, unique
-from typing import Any, Self
+from typing import Any, Self, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,6 +154,8 @@ class WireTensor:
                 flat = _quantised(np.ascontiguousarray(array, dtype="<f4").reshape(-1))
             case DType.FLOAT32 | DType.FLOAT16 | DType.INT64:
                 flat = np.ascontiguousarray(array, dtype=_NUMPY[chosen])
+            case _:  # pragma: no cover
+                assert_never(chosen)
         return cls(chosen, shape, _bytes_view(flat))
 
     @property
@@ -176,6 +178,8 @@ class WireTensor:
                 array = np.frombuffer(self.data, dtype=_NUMPY[self.dtype]).reshape(self.shape)
                 array.flags.writeable = False
                 return array
+            case _:  # pragma: no cover
+                assert_never(self.dtype)
 
     def bits(self) -> NDArray[np.uint16]:
         """A view of the 16-bit patterns of a BFLOAT16 or FLOAT16 tensor, in its shape."""
@@ -223,6 +227,8 @@ def check_spec(spec: PartSpec, limits: Limits, *, is_gradient: bool = False) -> 
             bounds = (limits.batch_max, limits.seq_max, SPEECH_SAMPLES)
         case Modality.TENSOR:
             bounds = (limits.batch_max, limits.seq_max, limits.dim_max)
+        case _:  # pragma: no cover
+            assert_never(spec.modality)
     for size, bound in zip(spec.shape, bounds, strict=True):
         if not 1 <= size <= bound:
             raise _shape_fault(spec, f"a dimension is not within 1..{bound}")
@@ -275,6 +281,8 @@ def check_values(
             blocks = -(-math.prod(tensor.shape) // BLOCK_ELEMENTS)
             scales = np.frombuffer(tensor.data, dtype="<f4", count=blocks)
             fits = bool(scales.min() >= 0 and scales.max() <= VALUE_MAX / 128)
+        case _:  # pragma: no cover
+            assert_never(tensor.dtype)
     if not fits:
         detail = f"a value of {part.modality.name} {tensor.dtype.name} is out of range"
         raise RemoteProtocolError(FailureCode.BAD_VALUE, detail)

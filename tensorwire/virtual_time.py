@@ -18,12 +18,13 @@ STALE_ENTRIES_MAX = 64  # a heap is rebuilt when it has more than twice its flow
 class Fluid:
     """One flow's place in the fluid system."""
 
-    __slots__ = ("finish", "key", "weight")
+    __slots__ = ("entry", "finish", "key", "weight")
 
     def __init__(self, weight: int) -> None:
         self.weight = weight
         self.finish = 0  # virtual time at which everything charged to the flow is done
         self.key: int | None = None  # of its valid heap entry; None: not backlogged
+        self.entry = 0  # number of that entry
 
 
 def virtual_cost(cost: int, weight: int) -> int:
@@ -115,16 +116,20 @@ class FluidClock:
 
     def _enter(self, fluid: Fluid) -> None:
         fluid.key = fluid.finish
-        self._entries += 1
+        self._entries = fluid.entry = self._entries + 1
         heappush(self._departures, (fluid.key, self._entries, fluid))
         if len(self._departures) > 2 * self._backlogged + STALE_ENTRIES_MAX:
-            self._departures = [entry for entry in self._departures if entry[0] == entry[2].key]
+            self._departures = [
+                entry
+                for entry in self._departures
+                if entry[1] == entry[2].entry and entry[2].key is not None
+            ]
             heapify(self._departures)
 
     def _depart_first(self) -> None:
         """Drop, renew or honour the first entry of the heap."""
         key, entry, fluid = self._departures[0]
-        if key != fluid.key:  # superseded by another entry of the same flow
+        if entry != fluid.entry or fluid.key is None:  # superseded, or gone already
             heappop(self._departures)
         elif fluid.finish > key:  # charged since: not yet
             fluid.key = fluid.finish

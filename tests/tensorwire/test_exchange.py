@@ -23,6 +23,7 @@ from tensorwire import (
     Modality,
     Overloaded,
     Part,
+    Receipt,
     RemoteProtocolError,
     RequestHead,
     Result,
@@ -202,6 +203,38 @@ def test_every_state_and_input_steps_as_the_table_says(
                 exchange._step(given_input)
             assert caught.value.code is FailureCode.MALFORMED
             assert exchange.state is State.FAULTED
+
+
+def test_a_receipt_travels_with_the_answer() -> None:
+    receipt = Receipt(
+        server=b"s" * 38,
+        client=b"c" * 38,
+        request_digest=bytes(32),
+        result_digest=bytes([9]) * 32,
+        service_number=2**63,
+        queue_wait_us=5,
+        share_ppm=1_000_000,
+        weights_height=7,
+        signature=b"x" * 64,
+    )
+    server, frame = admitted()
+    server.admit()
+    server.receive_data(frame[1])
+    answer = Result(output=WireTensor.from_numpy(array((2, 3, 1), 0)), receipt=receipt)
+    client = ClientExchange(request_id=ID)
+    sent(client)
+    assert not client.answer_begun
+    (received,) = client.receive_data(b"".join(map(bytes, server.send(answer))))
+    assert client.answer_begun
+    assert isinstance(received, Result)
+    assert received.receipt == receipt
+
+
+def test_a_state_without_what_it_implies_is_an_invariant() -> None:
+    server = ServerExchange()
+    server._state = State.RECEIVING_FORWARD
+    with pytest.raises(InvariantViolation):
+        server.receive_data(b"x")
 
 
 def test_a_fault_lets_the_server_say_so_once() -> None:

@@ -396,6 +396,47 @@ def test_bytes_give_way_too() -> None:
         waiting.push("small", None, weight=1, cost=1, payload_bytes=300)
 
 
+def test_nobody_gives_way_for_bytes_that_the_floors_reserve_holds() -> None:
+    waiting = queue(items_max=16, bytes_max=1_000)
+    waiting.push("nobody", None, weight=0, cost=1, payload_bytes=900)
+    with pytest.raises(QueueRefusal):
+        waiting.push("rich", None, weight=5, cost=1, payload_bytes=120)
+    waiting.push("rich", None, weight=5, cost=1, payload_bytes=80)
+    with pytest.raises(QueueRefusal):
+        waiting.push("other", None, weight=5, cost=1, payload_bytes=60)
+    assert waiting.dropped() == []
+
+
+def test_a_member_of_the_floor_pays_for_cancelling_with_turns() -> None:
+    waiting = queue()
+    waiting.push("first", None, weight=0, cost=1)
+    tickets = [waiting.push("fickle", number, weight=0, cost=1) for number in range(3)]
+    for _ in range(2):
+        waiting.push("steady", None, weight=0, cost=1)
+    waiting.cancel(tickets[0])
+    waiting.cancel(tickets[1], expired=True)
+    order = [waiting.pop() for _ in range(4)]
+    waiting.push("fickle", 3, weight=0, cost=1)
+    assert [ticket.sender for ticket in order if ticket] == [
+        "first",
+        "steady",
+        "fickle",
+        "steady",
+    ]
+
+
+def test_expire_and_resend_leaves_nothing_behind() -> None:
+    waiting = queue()
+    waiting.push("a", None, weight=3, cost=1_000)
+    for _ in range(1_000):
+        waiting.cancel(waiting.push("a", None, weight=3, cost=5), expired=True)
+        waiting.cancel(waiting.push("b", None, weight=3, cost=5), expired=True)
+    heaps = (waiting._eligible, waiting._waiting, waiting._clock._departures)
+    assert max(map(len, heaps)) <= 2 * 4 + STALE_ENTRIES_MAX + 1
+    assert waiting.pop() is not None
+    assert waiting.pop() is None
+
+
 def test_displacement_gains_nothing() -> None:
     """Filling the queue and being displaced leaves the attacker charged for what it lost."""
     waiting = queue(items_max=64)
@@ -447,6 +488,23 @@ def test_a_sender_moves_between_the_floor_and_a_flow_of_its_own() -> None:
     assert [waiting.pop().request for _ in range(3)] == [4, 5, 6]  # type: ignore[union-attr]
     waiting.reweigh("stranger", 9)
     assert waiting.senders == {}
+
+
+def test_weights_that_flap_leave_nothing_behind() -> None:
+    waiting = queue()
+    for sender in "ab":
+        waiting.push(sender, None, weight=3, cost=10)
+    for index in range(3_000):
+        waiting.reweigh("a", 3 + index % 2)
+        waiting.reweigh("b", 3)
+    heaps = (
+        waiting._eligible,
+        waiting._waiting,
+        waiting._clock._departures,
+        waiting._occupancy._heap,
+    )
+    assert max(map(len, heaps)) <= 2 * 4 + STALE_ENTRIES_MAX + 1
+    assert {waiting.pop().sender for _ in range(2)} == {"a", "b"}  # type: ignore[union-attr]
 
 
 def test_shares_are_told() -> None:

@@ -145,6 +145,7 @@ def test_wrong_parts_together(specs: list[PartSpec], code: FailureCode) -> None:
 
 
 def test_the_greatest_request_is_exactly_the_limit() -> None:
+    assert PartSpec(TENSOR, F32, (1024, 2, 8192)).elements == 1 << 24
     check_specs([PartSpec(TENSOR, F32, (1024, 2, 8192))], Limits())
 
 
