@@ -237,6 +237,8 @@ class Chain:
                 await trio.to_thread.run_sync(store.save_snapshot, state.height, pieces)
 
     async def _order(self) -> None:
+        # Catching up has added blocks that no engine has counted.
+        self.transactions = await trio.to_thread.run_sync(self._recovered.store.transaction_count)
         engine = start_engine(
             self._recovered,
             own_key=PeerKey(self._signer.public_key) if self._participate else None,

@@ -20,12 +20,11 @@ from node.exchange import Server
 from node.membership import Desk, Membership
 from node.model import Model
 from node.test_model import TestModel
-from node.training import check_training, learn, open_neuron, served
+from node.training import learn, open_corpus, open_neuron, served
 from p2p.identity import Identity, PeerId
 from p2p.network import Network
 
 if TYPE_CHECKING:
-    from node.neuron.corpus import Corpus
     from node.neuron.loop import TrainingReport
     from node.neuron.neuron import Neuron
 
@@ -60,9 +59,7 @@ class Market:
         self._identity = identity
         self._owner = owner
         self._model = TestModel() if model is None and config.model == "test" else model
-        self._corpus: Corpus | None = None
-        if model is None and config.model == "bytes":
-            self._corpus = check_training(config, identity.peer_id)
+        self._corpus = open_corpus(config, identity.public_key) if model is None else None
 
     async def run(self, desk: Desk) -> None:
         """Trade until cancelled; returns at once when there is no model to serve."""

@@ -40,6 +40,7 @@ from node.recovery import Recovered, recover
 from node.report import Finalized, Notice, Progress, ReportSink, Started
 from node.sync.catch_up import CatchUpProgress
 from node.sync.genesis import NetworkOpener
+from node.training import open_corpus
 from node.verifier import RememberingVerifier
 from node.views import NodeViews
 from p2p.identity import PeerId
@@ -262,6 +263,8 @@ async def open_node(
 
     Raises NodeError and its kinds, p2p's NetworkError for the listening address.
     """
+    if model is None:
+        open_corpus(config, bytes(32))  # a bad data file ends here, before anything is made
     verifier = RememberingVerifier()
     async with open_origin(config, opener=opener or open_network) as origin:
         recovered = await trio.to_thread.run_sync(

@@ -27,12 +27,19 @@ DIM: Final = 64
 """Width of what the byte model serves."""
 
 
-def check_training(config: Config, peer_id: PeerId) -> Corpus:
-    """The corpus to train on. Raises NeuronMissing without torch, DataError without a text."""
+def open_corpus(config: Config, public_key: bytes) -> Corpus | None:
+    """The text that the configured model learns from, None for a model that learns from none.
+
+    Raises NeuronMissing without torch, DataError without a text.
+    """
+    if config.model != "bytes":
+        return None
     if importlib.util.find_spec("torch") is None:
-        raise NeuronMissing("training needs torch: pip install 'agora-node[neuron]', or --no-train")
+        raise NeuronMissing(
+            "the byte model needs torch: pip install 'agora-node[neuron]', or --model none"
+        )
     shard = parse_shard(config.shard) if config.shard is not None else None
-    return load_corpus(config.data, key=peer_id.public_key, shard=shard)
+    return load_corpus(config.data, key=public_key, shard=shard)
 
 
 async def open_neuron(config: Config, peer_id: PeerId, corpus: Corpus) -> Neuron:
@@ -49,7 +56,8 @@ async def open_neuron(config: Config, peer_id: PeerId, corpus: Corpus) -> Neuron
             seed = int.from_bytes(peer_id.public_key[:7], "big")
         return Neuron(corpus, dim=DIM, seed=seed)
 
-    return await trio.to_thread.run_sync(make)
+    # A node that is asked to stop does not wait for the import.
+    return await trio.to_thread.run_sync(make, abandon_on_cancel=True)
 
 
 def served(neuron: Neuron) -> Model:
