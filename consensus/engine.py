@@ -255,7 +255,13 @@ class Engine(Examination):
         for view in self.views():
             record = self.records[view]
             notarization = record.certificates.get(VoteKind.NOTARIZE)
-            if notarization is None or not self._may_finalize(record):
+            if notarization is None:
+                continue
+            outcome = self.chain.outcome(notarization.block_hash)
+            if isinstance(outcome, Invalid):
+                self._halt(f"state divergence: {outcome.fault}", notarization)
+                return False
+            if not self._may_finalize(record):
                 continue
             if self._is_ready(notarization.block_hash, view) and self.may_sign:
                 self._sign(record, VoteKind.FINALIZE, notarization.block_hash)
