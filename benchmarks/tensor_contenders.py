@@ -7,8 +7,8 @@ and ends with the answer as a numpy array; each does so as its own project does,
                     receipts off
     grpc_aio_tls    grpc.aio, TLS, protobuf `bytes` (the array's bytes in a BytesValue)
     hivemind        hivemind's own RPC through its Go daemons, as its RemoteExpert calls it
-    http_bittensor  HTTP/1.1 with bittensor's encoding: msgpack, base64, JSON; on the standard
-                    library's server and client, which cost less than the framework it uses
+    http_bittensor  HTTP/1.1 with bittensor's encoding: msgpack, base64, JSON; a bare application on
+                    an ASGI server with h11, as bittensor's is, and the standard library's client
 
 hivemind is not installed here; AGORA_HIVEMIND names a folder that holds it:
 `pip install --no-deps --target FOLDER hivemind==1.1.12 prefetch_generator uvloop configargparse
@@ -20,11 +20,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import http.client
-import http.server
 import json
 import os
+import socket
 import sys
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -294,30 +293,35 @@ def _unpack(body: bytes) -> Array:
     return np.frombuffer(fields[b"data"], np.float32).reshape(fields[b"shape"])
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = -1  # header and body leave together
-
-    def do_POST(self) -> None:
-        array = _unpack(self.rfile.read(int(self.headers["Content-Length"])))
-        body = _pack(array)
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its own name
+async def _http_application(scope: Any, receive: Any, send: Any) -> None:
+    """The identity model behind ASGI."""
+    if scope["type"] != "http":
         return
+    pieces, more = [], True
+    while more:
+        message = await receive()
+        pieces.append(message["body"])
+        more = message["more_body"]
+    body = _pack(_unpack(b"".join(pieces)))
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def serve_http() -> None:
-    server = http.server.ThreadingHTTPServer((HOST, 0), _Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    tell(address={"port": server.server_address[1]})
+    from hypercorn.asyncio import serve
+    from hypercorn.config import Config
+
+    listener = socket.create_server((HOST, 0))
+    config = Config()
+    config.bind = [f"fd://{listener.fileno()}"]
+    config.errorlog = None
+    ended = asyncio.Event()
+    served = asyncio.create_task(serve(_http_application, config, shutdown_trigger=ended.wait))
+    tell(address={"port": listener.getsockname()[1]})
     await report_on_asyncio()
-    server.shutdown()
+    ended.set()
+    await served
 
 
 @asynccontextmanager
