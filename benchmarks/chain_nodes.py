@@ -32,13 +32,14 @@ from node.data_directory import DataDirectory, claim
 from node.genesis_file import Allocation, local_genesis, save_genesis
 from node.report import Finalized, Progress, Report, Started
 from node.store import open_chain_reader
-from node.testnet.process import NodeProcess, start_node
+from node.testnet.process import NODE_COMMAND, NodeProcess, start_node
 from p2p.identity import Identity
 
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 10.0
 LOOK_S: Final = 0.02
 """Between two looks at what nodes have reported."""
+LOOPBACK: Final = "/ip4/127.0.0.1/tcp/0"
 CLOCK_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 BATCH_MAX: Final = 128
 """Transactions in one request to a node's interface: below its limit of 64 KiB."""
@@ -90,13 +91,20 @@ class Network:
         self.path = path
         self.genesis = genesis
         self.nodes: dict[int, RunningNode] = {}
+        self.all_nodes: list[RunningNode] = []
         self._nursery = nursery
 
     def directory(self, index: int) -> DataDirectory:
         """Where node `index` keeps its files."""
         return DataDirectory(self.path / f"node-{index}")
 
-    async def start(self, index: int, *options: str) -> RunningNode:
+    async def start(
+        self,
+        index: int,
+        *options: str,
+        listen: str = LOOPBACK,
+        command: Sequence[str] = NODE_COMMAND,
+    ) -> RunningNode:
         """Start node `index`, joining through any node that runs; return when it listens."""
         helper = next((node.started for node in self.nodes.values() if node.started), None)
         join = [] if helper is None else ["--bootstrap", helper.addresses[0]]
@@ -105,13 +113,15 @@ class Network:
             [
                 *("--data-dir", str(self.directory(index).path)),
                 *("--genesis", str(self.path / "genesis.json")),
-                *("--listen", "/ip4/127.0.0.1/tcp/0", "--no-train", "--model", "none"),
+                *("--listen", listen, "--no-train", "--model", "none"),
                 *join,
                 *options,
             ],
             log=self.path / f"node-{index}.log",
+            command=command,
         )
         node = self.nodes[index] = RunningNode(index, process)
+        self.all_nodes.append(node)
         self._nursery.start_soon(self._watch, node)
         with trio.fail_after(START_TIMEOUT_S):
             while node.started is None:
