@@ -57,28 +57,20 @@ class Scenario:
         return range(total - self.groups[-1][0], total)
 
 
-def bridge(weight: float) -> Callable[[Matrix, list[float], Chance], None]:
-    """One honest peer gives `weight` to one member of the cabal."""
+def bridge(
+    weight: float, *, strongest: bool = False
+) -> Callable[[Matrix, list[float], Chance], None]:
+    """An ordinary honest peer (of median stake), or the strongest, gives `weight` to the cabal.
 
-    def build(weights: Matrix, _stakes: list[float], _chance: Chance) -> None:
-        weights[0] *= 1 - weight
-        weights[0, HONEST] += weight
+    All of it goes to one member, of median stake.
+    """
 
-    return build
-
-
-def idle(part: float) -> Callable[[Matrix, list[float], Chance], None]:
-    """Honest peers that hold about `part` of the honest stake give all weight to themselves."""
-
-    def build(weights: Matrix, stakes: list[float], chance: Chance) -> None:
-        honest = sum(stakes[:HONEST])
-        held = 0.0
-        for peer in chance.permutation(HONEST):
-            if held + stakes[peer] > part * honest:
-                continue
-            held += stakes[peer]
-            weights[peer] = 0.0
-            weights[peer, peer] = 1.0
+    def build(weights: Matrix, stakes: list[float], _chance: Chance) -> None:
+        honest = sorted(range(HONEST), key=lambda peer: stakes[peer])
+        cabal = sorted(range(HONEST, HONEST + CABAL), key=lambda peer: stakes[peer])
+        giver, taker = honest[-1 if strongest else HONEST // 2], cabal[CABAL // 2]
+        weights[giver] *= 1 - weight
+        weights[giver, taker] += weight
 
     return build
 
@@ -119,10 +111,20 @@ def bridge_peers(count: int) -> Callable[[Matrix, list[float], Chance], None]:
 
 SCENARIOS = (
     Scenario(name="51/49", text="disjoint cabal; it must die"),
-    Scenario(name="bridge .001", text="one honest weight of .001", twist=bridge(0.001)),
-    Scenario(name="bridge .01", text="one honest weight of .01", twist=bridge(0.01)),
-    Scenario(name="bridge .1", text="one honest weight of .1", twist=bridge(0.1)),
-    Scenario(name="idle 40 %", text="40 % of honest stake idle", twist=idle(0.4)),
+    Scenario(name="bridge .001", text="an honest peer gives .001", twist=bridge(0.001)),
+    Scenario(name="bridge .01", text="an honest peer gives .01", twist=bridge(0.01)),
+    Scenario(name="bridge .1", text="an honest peer gives .1", twist=bridge(0.1)),
+    Scenario(
+        name="bridge .1, strongest",
+        text="the honest peer with the most stake gives .1",
+        twist=bridge(0.1, strongest=True),
+    ),
+    Scenario(
+        name="idle 40 %",
+        text="40 % of all stake idle, the rest 51/49; it must die",
+        groups=((HONEST, 0.306), (20, 0.4), (CABAL, 0.294)),
+        self_weights=(SELF_WEIGHT, 1.0, SELF_WEIGHT),
+    ),
     Scenario(
         name="sybils",
         text="the cabal's 49 % spread over 160 identities",
@@ -130,21 +132,21 @@ SCENARIOS = (
     ),
     Scenario(
         name="self .5",
-        text="honest peers keep .5 for themselves",
-        self_weights=(0.5, SELF_WEIGHT),
+        text="everybody keeps .5 for itself, the cap; it must die",
+        self_weights=(0.5, 0.5),
     ),
     Scenario(
         name="self .9",
-        text="honest peers keep .9 for themselves: the cabal wins",
-        self_weights=(0.9, SELF_WEIGHT),
+        text="honest peers keep .9, the cabal .5: it wins under TESTNET",
+        self_weights=(0.9, 0.5),
     ),
     Scenario(
         name="insiders .99",
-        text="three insiders with 2 % keep .99 for themselves",
+        text="ten insiders with 2 % keep .99 for themselves",
         groups=((100, 1.0),),
         self_weights=(SELF_WEIGHT,),
-        watched=(0, 1, 2),
-        twist=greedy_insiders(3, 0.99),
+        watched=tuple(range(10)),
+        twist=greedy_insiders(10, 0.99),
     ),
     Scenario(
         name="islands",
@@ -153,7 +155,7 @@ SCENARIOS = (
         self_weights=(SELF_WEIGHT,) * 3,
     ),
     Scenario(name="sparse, k = 5", text="out-degree 5: k^d ≥ 3N; it must die", degree=5),
-    Scenario(name="sparse, k = 3", text="out-degree 3: k^d < 3N; the cabal wins", degree=3),
+    Scenario(name="sparse, k = 3", text="out-degree 3: k^d < 3N; it may win", degree=3),
     Scenario(
         name="modality",
         text="20 of 50 peers, 40 %, in a disjoint modality",
@@ -185,7 +187,7 @@ def population(scenario: Scenario, seed: int) -> tuple[list[float], Matrix]:
             chosen = chance.choice(others, min(scenario.degree, len(others)), replace=False)
             worth = chance.random(len(chosen)) + 0.5
             weights[peer, chosen] = worth / worth.sum() * (1 - own)
-            weights[peer, peer] = own
+            weights[peer, peer] = own  # 1: an idle peer, whose stake reaches nobody
         first += count
     if scenario.twist is not None:
         scenario.twist(weights, stakes, chance)
