@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
+from consensus.block import Block, Body, Header
 from consensus.entries import state_of_entries
-from consensus.errors import DecodeError
+from consensus.errors import DecodeError, Refused
 from consensus.fixed import RANK_ONE, SHARE_ONE, TRUST_ONE
 from consensus.genesis import Genesis, decode_genesis
 from consensus.incentive import Outcome
@@ -21,9 +22,11 @@ from consensus.state import State
 from consensus.transition import step_of
 from consensus.types import TOKEN, AccountId, Modality, PeerKey, Uid
 from node.data_directory import DataDirectory
+from node.earnings import Earnings, trace_earnings
 from node.errors import NodeError, StoreCorrupt, UsageError
 from node.genesis_file import load_genesis
 from node.store import ChainStore, StoredBlock, open_chain_reader
+from node.verifier import JudgedBefore
 from p2p.errors import MalformedPeerId
 from p2p.identity import PeerId
 
@@ -101,6 +104,42 @@ def genesis_of(directory: DataDirectory, store: ChainStore) -> Genesis:
         return decode_genesis(origin.body)
     except DecodeError as error:
         raise StoreCorrupt(f"{directory.chain}: genesis does not decode: {error}") from None
+
+
+def decoded_block(stored: StoredBlock) -> Block:
+    """The block that a row of the chain holds. Raises StoreCorrupt when it holds another."""
+    try:
+        header, body = Header.decode(stored.header), Body.decode(stored.body)
+    except DecodeError as error:
+        raise StoreCorrupt(f"block {stored.height} does not decode: {error}") from None
+    block = Block(header=header, body=body)
+    if block.hash != stored.hash or header.height != stored.height:
+        raise StoreCorrupt(f"block {stored.height} is stored under another hash or height")
+    return block
+
+
+def history(directory: DataDirectory, view: ChainView, uid: Uid) -> Earnings | None:
+    """Every change of a peer's stake since genesis, by executing the stored blocks up to `view`.
+
+    None when the blocks do not reach back to genesis (pruned, or joined by snapshot). Raises
+    StoreCorrupt when they do not lead to the state of `view`.
+    """
+    store = open_chain_reader(directory.chain)
+    try:
+        if store.base_height():
+            return None
+        blocks = (
+            decoded_block(each) for each in store.iterate(first=1) if each.height <= view.tip.height
+        )
+        account = view.state.accounts[uid].owner
+        earnings = trace_earnings(view.genesis, blocks, account, JudgedBefore())
+    except Refused as error:
+        raise StoreCorrupt(f"a stored block is invalid: {error}") from None
+    finally:
+        store.close()
+    if earnings.end != view.state.stake[uid]:
+        raise StoreCorrupt("the stored blocks do not lead to the stored stake")
+    return earnings
 
 
 def peer_row(view: ChainView, uid: Uid) -> dict[str, Any]:
@@ -183,7 +222,35 @@ def explain(view: ChainView, uid: Uid) -> dict[str, Any]:
         "scaling_next": outcome.scaling_next[position] / SCALING_ONE,
         "pool": state.pool,
         "from": sorted(givers, key=_by_rank),
+        "emission": emission(view, uid),
     }
+
+
+def emission(view: ChainView, uid: Uid) -> list[dict[str, Any]]:
+    """What each row now in force adds to this peer's income per epoch, in base units.
+
+    Every peer j accumulates inflation * s_j a_j per block while the network is open, and hands
+    w_ji T_i of it to peer i when it next publishes weights (paper, *Token Inflation*, eq. 5).
+    """
+    state, parameters = view.state, view.genesis.parameters
+    trust = state.trust_of(uid)
+    sources = []
+    for other in sorted(state.accounts) if state.is_open else ():
+        weight = state.rows[other].weight_to(uid)
+        if not weight or (other == uid and parameters.self_edge_to_pool):
+            continue
+        scaled = state.stake[other] * state.scaling[other] // SCALING_ONE
+        accrued = scaled * parameters.inflation * parameters.blocks_per_epoch // PENDING_ONE
+        sources.append(
+            {
+                "uid": other,
+                "peer_id": str(view.peer_id(other)),
+                "accrues": accrued,
+                "weight": weight / WEIGHT_ONE,
+                "amount": accrued * weight * trust // (WEIGHT_ONE * TRUST_ONE),
+            }
+        )
+    return sources
 
 
 def tokens(amount: int) -> str:

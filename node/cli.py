@@ -30,7 +30,7 @@ VERBS: Final[dict[str, tuple[str, str]]] = {
     "status": ("node.command.query:status", "What the running node is doing."),
     "peers": ("node.command.query:peers", "Whom the running node is connected to."),
     "metagraph": ("node.command.query:metagraph", "Stake, rank, trust and weights of everybody."),
-    "explain": ("node.command.query:explain", "Why a peer earned what it earned."),
+    "explain": ("node.command.explain:explain", "Why a peer earned what it earned."),
     "weights": ("node.command.transact:weights", "Show or publish this node's row of weights."),
     "transfer": ("node.command.transact:transfer", "Move stake to another account."),
     "subscribe": ("node.command.transact:subscribe", "Enter the table by proof of work."),

@@ -1,7 +1,7 @@
-"""`status`, `peers`, `metagraph`, `explain`: what the node and its ledger say.
+"""`status`, `peers`, `metagraph`: what the node and its ledger say.
 
-`status` and `peers` ask the running node; `metagraph` and `explain` read the final state from disk
-and need none.
+`status` and `peers` ask the running node; `metagraph` reads the final state from disk and needs
+none.
 """
 
 from __future__ import annotations
@@ -64,41 +64,6 @@ def metagraph(data_dir: Path | None, as_json: bool) -> None:
             for row in facts["peers"]
         ]
     )
-
-
-@click.command()
-@click.option("--peer", required=True, metavar="PEER", help="A peer id, account or uid.")
-@data_dir_option
-@json_option
-def explain(peer: str, data_dir: Path | None, as_json: bool) -> None:
-    """Why a peer earns what it earns, from the newest snapshot of the ledger."""
-    from node import chain_view
-
-    view = chain_view.read_chain(find_directory(data_dir))
-    facts = chain_view.explain(view, view.uid_of(peer))
-    if as_json:
-        print_json(facts)
-        return
-    row = facts["peer"]
-    click.echo(f"peer {row['peer_id']} (uid {row['uid']}) at height {facts['height']}")
-    stake, pending = chain_view.tokens(row["stake"]), chain_view.tokens(row["pending"])
-    click.echo(f"stake {stake} tokens, {pending} pending until it next publishes weights")
-    if not facts["in_snapshot"]:
-        click.echo("it is younger than the newest snapshot: trust 1/2 until the next boundary")
-        return
-    for giver in facts["from"]:
-        click.echo(
-            f"  rank {giver['rank']:.4f} = share {giver['share']:.4f} x weight "
-            f"{giver['weight']:.4f} from uid {giver['uid']} {giver['peer_id']}"
-        )
-    click.echo(f"rank {facts['rank']:.4f}, of it from others {facts['rank_received']:.4f}")
-    click.echo(
-        f"peers with {facts['connected_share']:.1%} of the scaled stake reach it: "
-        f"trust {facts['trust']:.4f}"
-    )
-    click.echo(f"its share of all incentive is {facts['incentive_share']:.2%}")
-    if not facts["open"]:
-        click.echo("the network is closed (loss >= 0): nothing is emitted or paid out")
 
 
 def _show(value: Any, *, as_json: bool) -> None:

@@ -14,32 +14,36 @@ from typing import Final
 
 import click
 
-from consensus.block import Block, Body, Header
 from consensus.entries import entries_of
-from consensus.errors import DecodeError, InvalidBlock
+from consensus.errors import InvalidBlock
 from consensus.genesis import genesis_state
 from consensus.transition import state_transition
-from node.chain_view import genesis_of
+from node.chain_view import decoded_block, genesis_of
 from node.command.directory import find_directory
 from node.command.option import data_dir_option, json_option, print_json
-from node.errors import NodeError, StoreCorrupt
-from node.store import StoredBlock, open_chain_reader
+from node.data_directory import DataDirectory
+from node.errors import NodeError, StoreCorrupt, UsageError
+from node.store import open_chain_reader
 from node.verifier import RememberingVerifier
 
 LINE_S: Final = 1.0
 
 
 @click.command()
+@click.argument("db", required=False, type=click.Path(exists=True, path_type=Path))
 @data_dir_option
 @click.option("--to", type=int, metavar="HEIGHT", help="Stop after this height.")
 @json_option
-def replay(data_dir: Path | None, to: int | None, as_json: bool) -> None:
-    """Execute a stored chain again and compare the roots."""
-    directory = find_directory(data_dir)
-    if not directory.chain.exists():
+def replay(db: Path | None, data_dir: Path | None, to: int | None, as_json: bool) -> None:
+    """Execute a stored chain again and compare the roots.
+
+    DB is a chain's file (chain.db) or a node's data directory; without it, the one of --data-dir.
+    """
+    directory, chain = _place(db, data_dir)
+    if not chain.exists():
         raise NodeError(f"{directory.path} holds no chain yet")
     begin_s = last_s = time.monotonic()
-    store = open_chain_reader(directory.chain)
+    store = open_chain_reader(chain)
     try:
         if store.base_height():
             raise NodeError(
@@ -52,7 +56,7 @@ def replay(data_dir: Path | None, to: int | None, as_json: bool) -> None:
         for stored in store.iterate(first=1):
             if to is not None and stored.height > to:
                 break
-            block = _decoded(stored)
+            block = decoded_block(stored)
             try:
                 state = state_transition(state, block, genesis.parameters, verifier=verifier)
             except InvalidBlock as error:
@@ -84,12 +88,11 @@ def replay(data_dir: Path | None, to: int | None, as_json: bool) -> None:
         )
 
 
-def _decoded(stored: StoredBlock) -> Block:
-    try:
-        header, body = Header.decode(stored.header), Body.decode(stored.body)
-    except DecodeError as error:
-        raise StoreCorrupt(f"block {stored.height} does not decode: {error}") from None
-    block = Block(header=header, body=body)
-    if block.hash != stored.hash or header.height != stored.height:
-        raise StoreCorrupt(f"block {stored.height} is stored under another hash or height")
-    return block
+def _place(db: Path | None, data_dir: Path | None) -> tuple[DataDirectory, Path]:
+    """The data directory (for a genesis that the file lacks) and the chain's file."""
+    if db is not None and data_dir is not None:
+        raise UsageError("give DB or --data-dir, not both")
+    if db is not None and not db.is_dir():
+        return DataDirectory(db.parent), db
+    directory = find_directory(db or data_dir)
+    return directory, directory.chain

@@ -310,7 +310,7 @@ def test_metagraph_and_explain(run: Any, node_dir: Path) -> None:
         assert told["peer"]["uid"] == 1
         assert told["rank"] == pytest.approx(1 / 3, abs=1e-4)
         assert sum(giver["rank"] for giver in told["from"]) == pytest.approx(told["rank"])
-    assert "share of all incentive" in run("explain", "--peer", 0, "--data-dir", node_dir).out
+    assert "incentive = rank x trust" in run("explain", "--peer", 0, "--data-dir", node_dir).out
     for unknown in (9, "12D3KooW", "ab" * 32, "zz" * 32):
         assert run("explain", "--peer", unknown, "--data-dir", node_dir).code == 2
 
