@@ -316,6 +316,8 @@ async def serve_http() -> None:
     config = Config()
     config.bind = [f"fd://{listener.fileno()}"]
     config.errorlog = None
+    config.keep_alive_timeout = 3_600  # it is idle while others are measured
+    config.keep_alive_max_requests = 1 << 30
     ended = asyncio.Event()
     served = asyncio.create_task(serve(_http_application, config, shutdown_trigger=ended.wait))
     tell(address={"port": listener.getsockname()[1]})
