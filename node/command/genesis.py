@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from node.command.option import data_dir_option, json_option, print_json
 from node.data_directory import DataDirectory
 from node.errors import GenesisError, UsageError
 from node.genesis_file import Allocation, load_genesis, local_genesis, write_genesis
+from p2p.identity import PeerId
 
 
 @click.group(invoke_without_command=True)
@@ -28,6 +30,13 @@ from node.genesis_file import Allocation, load_genesis, local_genesis, write_gen
     "--from-final", is_flag=True, help="Continue a halted chain's final state under a new id."
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE")
+@click.option(
+    "--voter",
+    "voters",
+    multiple=True,
+    metavar="PEER",
+    help="With --from-final: who votes there [all that did]; repeatable. Others keep their stake.",
+)
 @data_dir_option
 @json_option
 @click.pass_context
@@ -35,6 +44,7 @@ def genesis(
     context: click.Context,
     from_final: bool,
     out: Path | None,
+    voters: tuple[str, ...],
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -43,7 +53,7 @@ def genesis(
         return
     if not from_final or out is None:
         raise UsageError("give --from-final with --out FILE, or one of: genesis new, genesis check")
-    made = continued(read_chain(find_directory(data_dir)))
+    made = continued(read_chain(find_directory(data_dir)), voters=voters)
     write_genesis(out, made)
     _print_genesis(made, as_json=as_json)
 
@@ -96,19 +106,26 @@ def check(file: Path, as_json: bool) -> None:
     _print_genesis(load_genesis(file), as_json=as_json)
 
 
-def continued(view: ChainView) -> Genesis:
+def continued(view: ChainView, *, voters: Sequence[str] = ()) -> Genesis:
     """A genesis that starts where a chain's last final block stands (ordering.md, safe halt).
 
     Stake, scaling, rows, bonds, announcements and pool carry over; pending emission lapses, uids
-    are given anew in the same order. Raises GenesisError when nobody could vote.
+    are given anew in the same order. With `voters` (peer ids) only these keep their bonds, or a
+    chain that lost a third of its power for good would halt again. Raises GenesisError when nobody
+    could vote, UsageError for a voter that the chain does not have.
     """
     state = view.state
+    chosen = {_peer_key(text) for text in voters}
+    if strangers := chosen - {account.peer_key for account in state.accounts.values()}:
+        raise UsageError(f"--voter: the chain has no peer {_named(min(strangers))}")
     uids = sorted(state.accounts)
     new_uid = {uid: Uid(position) for position, uid in enumerate(uids)}
     accounts = []
     for uid in uids:
         bond = state.bonds[uid]
         votes = bond.validating and not (bond.jailed or bond.tombstoned)
+        if chosen and state.accounts[uid].peer_key not in chosen:
+            votes = False
         accounts.append(
             GenesisAccount(
                 owner=state.accounts[uid].owner,
@@ -139,6 +156,17 @@ def _renumbered(row: Row, own: Uid, new_uid: dict[Uid, Uid]) -> Row:
     kept = row.without(frozenset(uid for uid, _ in row.entries if uid not in new_uid), own)
     entries = sorted((new_uid[uid], weight) for uid, weight in kept.entries)
     return Row(tuple(entries)) if entries else self_row(new_uid[own])
+
+
+def _peer_key(text: str) -> bytes:
+    try:
+        return PeerId(text).public_key
+    except ValueError:
+        raise UsageError(f"--voter {text}: not a peer id") from None
+
+
+def _named(peer_key: bytes) -> PeerId:
+    return PeerId.from_public_key(peer_key)
 
 
 def _of_directory(path: Path) -> Allocation:
