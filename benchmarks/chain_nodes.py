@@ -25,6 +25,7 @@ from consensus import params
 from consensus.block import Header
 from consensus.crypto import Ed25519Signer
 from consensus.genesis import Genesis
+from consensus.params import Parameters
 from consensus.transaction import Transfer
 from consensus.types import AccountId, Amount, Height, Nonce
 from consensus.wallet import Draft
@@ -163,9 +164,11 @@ class Network:
 
 
 @asynccontextmanager
-async def open_network_of(path: Path, *, voters: int, accounts: int = 0) -> AsyncIterator[Network]:
+async def open_network_of(
+    path: Path, *, voters: int, accounts: int = 0, parameters: Parameters = params.LOCAL
+) -> AsyncIterator[Network]:
     """A genesis with founders that vote and accounts that only pay; every node ends with it."""
-    genesis = make_genesis(path, voters=voters, accounts=accounts)
+    genesis = make_genesis(path, voters=voters, accounts=accounts, parameters=parameters)
     async with trio.open_nursery() as nursery:
         network = Network(path, genesis, nursery)
         try:
@@ -176,7 +179,14 @@ async def open_network_of(path: Path, *, voters: int, accounts: int = 0) -> Asyn
                     await network.stop(index)
 
 
-def make_genesis(path: Path, *, voters: int, accounts: int, age_ms: int = 0) -> Genesis:
+def make_genesis(
+    path: Path,
+    *,
+    voters: int,
+    accounts: int,
+    age_ms: int = 0,
+    parameters: Parameters = params.LOCAL,
+) -> Genesis:
     """Keys of the voters and a genesis as old as said, on disk; payers vote for nothing."""
     allocations = []
     for index in range(voters):
@@ -184,17 +194,22 @@ def make_genesis(path: Path, *, voters: int, accounts: int, age_ms: int = 0) -> 
             peer, owner = Identity(_seed("peer", index)), Identity(_seed("owner", index))
             directory.create_keys(passphrase=None, peer=peer, owner=owner)
             allocations.append(Allocation(owner=owner.public_key, peer=peer.public_key))
-    allocations += [
+    allocations += payer_allocations(accounts)
+    genesis = local_genesis(allocations, parameters=parameters, time_ms=now_ms() - age_ms)
+    save_genesis(path / "genesis.json", genesis)
+    return genesis
+
+
+def payer_allocations(count: int) -> list[Allocation]:
+    """Accounts with stake that vote for nothing and run no node."""
+    return [
         Allocation(
             owner=payer_signer(index).public_key,
             peer=Identity(_seed("payer peer", index)).public_key,
             bond=None,
         )
-        for index in range(accounts)
+        for index in range(count)
     ]
-    genesis = local_genesis(allocations, parameters=params.LOCAL, time_ms=now_ms() - age_ms)
-    save_genesis(path / "genesis.json", genesis)
-    return genesis
 
 
 def payer_signer(index: int) -> Ed25519Signer:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import trio
 
+from benchmarks.chain_nodes import payer_allocations
 from consensus import params
 from consensus.genesis import Genesis
 from node.config import Config
@@ -57,9 +58,9 @@ class Village:
 
 @asynccontextmanager
 async def open_village(
-    path: Path, founders: int, *, parameters: params.Parameters = PARAMETERS
+    path: Path, founders: int, *, payers: int = 0, parameters: params.Parameters = PARAMETERS
 ) -> AsyncIterator[Village]:
-    """A genesis with that many founders, their keys on disk, nobody running yet."""
+    """A genesis with that many founders, their keys on disk, nobody running yet; and payers."""
     accounts = []
     for index in range(founders):
         with claim(path / f"node-{index}") as directory:
@@ -67,6 +68,7 @@ async def open_village(
             owner = Identity(bytes([index + 101]) * 32)
             directory.create_keys(passphrase=None, peer=peer, owner=owner)
             accounts.append(Allocation(owner=owner.public_key, peer=peer.public_key))
+    accounts += payer_allocations(payers)
     genesis = local_genesis(accounts, parameters=parameters)
     for index in range(founders):
         save_genesis(path / f"node-{index}" / "genesis.json", genesis)
