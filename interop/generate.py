@@ -46,6 +46,7 @@ from consensus.vote import Ballot, Vote, VoteKind, certificate_of
 from consensus.wallet import Draft
 from consensus.weights import Row, rounded_row, self_row
 from interop.compute import KINDS_OF_CASE
+from interop.refusals import COMMITTING, LEDGER, refusals, refusals_of_commitments
 
 VECTORS: Final = Path(__file__).parent / "vectors"
 WEIGHT_ONE: Final = 65_536
@@ -177,6 +178,10 @@ def transition_cases() -> Named:
     closed = _genesis(LOCAL, [10**12] * 4, islands)
     cases.append(("closed islands", _story(closed, random.Random(9))))
     cases.append(("every kind", _every_kind()))
+    founders = [10**12] * 4
+    cases.append(("refusals", refusals(_genesis(LEDGER, founders))))
+    committing = _genesis(COMMITTING, founders)
+    cases.append(("refusals of commitments", refusals_of_commitments(committing)))
     return cases
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from consensus.errors import TransactionFault
 from interop import check, compute, generate
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +42,7 @@ def test_vectors_are_the_same_without_asserts() -> None:
 
 def test_the_independent_check_agrees(capsys: pytest.CaptureFixture[str]) -> None:
     assert check.main() == 0
-    assert "transition: 8 cases" in capsys.readouterr().out
+    assert "transition: 10 cases" in capsys.readouterr().out
 
 
 def test_the_check_shares_no_code_with_the_packages() -> None:
@@ -96,6 +97,27 @@ def test_compute_reads_what_the_vectors_hold(kind: str) -> None:
     case = json.loads((generate.VECTORS / f"{kind}.json").read_text())["cases"][0]
     answer = run("-m", "interop.compute", kind, stdin=json.dumps(case["input"]))
     assert json.loads(answer.stdout) == case["output"]
+
+
+def test_the_vectors_show_every_refusal_that_a_case_can_reach() -> None:
+    cases = json.loads((generate.VECTORS / "transition.json").read_text())["cases"]
+    shown = {
+        reason
+        for case in cases
+        for block in case["output"]["blocks"]
+        for _, reason in block["refused"]
+    }
+    assert shown == set(TransactionFault) - {TransactionFault.JAILED, TransactionFault.TOMBSTONED}
+
+
+@pytest.mark.parametrize("kind", ["mechanism", "transition"])
+def test_the_documents_example_is_a_case(kind: str) -> None:
+    document = (ROOT / "interop" / "README.md").read_text()
+    section = document.split(f"## {kind}\n")[1]
+    example = section.split("```json\n")[1].split("```")[0]
+    answer = run("-m", "interop.compute", kind, stdin=example)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert not any(block["refused"] for block in json.loads(answer.stdout).get("blocks", []))
 
 
 @pytest.mark.parametrize(
