@@ -91,7 +91,7 @@ class Node:
         """
         self.history = (*self.history, action)
         if action is None:
-            self.engine.entered_ms = LONG_AGO_MS
+            self.engine.entered_ms = self.engine.listen_until_ms = LONG_AGO_MS
             self.hand(Tick())
         else:
             self.hand(Received(message=action, source="network"))
@@ -168,19 +168,28 @@ class Found:
     commits: int
 
 
-def check(byzantine_leads: int, views: int, engine_type: type[Engine] = Engine) -> Found:
+def check(
+    byzantine_leads: int,
+    views: int,
+    engine_type: type[Engine] = Engine,
+    *,
+    honest: int = 3,
+    states_max: int | None = None,
+) -> Found:
     """Search everything in which the Byzantine voter leads view `byzantine_leads`.
 
-    Raises Broken.
+    With `honest` 2 one honest voter is down, so that the rest are a bare quorum; with `states_max`
+    only so many states, nearest first, are visited. Raises Broken.
     """
-    search = Search(byzantine_leads, views, engine_type)
-    return search.run()
+    return Search(byzantine_leads, views, engine_type, honest).run(states_max)
 
 
 class Search:
     """Breadth first, so that the way to a broken state is a shortest one."""
 
-    def __init__(self, byzantine_leads: int, views: int, engine_type: type[Engine]) -> None:
+    def __init__(
+        self, byzantine_leads: int, views: int, engine_type: type[Engine], honest: int
+    ) -> None:
         self.views = views
         ledger = SketchLedger(CHAIN, VOTERS, 100)
         state, start = ledger.genesis()
@@ -189,7 +198,9 @@ class Search:
         self.byzantine = probe.rotation.leader(View(byzantine_leads))
         self.leaders = {v: probe.rotation.leader(View(v)) for v in range(1, views + 1)}
         self.ledger = ledger
-        self.honest = [index for index in range(4) if index != self.byzantine]
+        leading = list(self.leaders.values())
+        others = [index for index in range(4) if index != self.byzantine]
+        self.honest = sorted(others, key=lambda index: (index not in leading, index))[:honest]
         self.nodes: list[Node] = []
         self.number_of: dict[object, int] = {}
         self.moves: dict[tuple[int, int], int] = {}
@@ -203,11 +214,11 @@ class Search:
         self.root_state = state
         self.first = tuple(self.enter(self.fresh(index)) for index in self.honest)
 
-    def run(self) -> Found:
-        """Visit every reachable global state."""
+    def run(self, states_max: int | None) -> Found:
+        """Visit every reachable global state, or the nearest `states_max`."""
         came_from: dict[tuple[int, ...], Step | None] = {self.first: None}
         queue = deque([self.first])
-        while queue:
+        while queue and (states_max is None or len(came_from) < states_max):
             here = queue.popleft()
             for place, action in self.actions(here):
                 there = list(here)
@@ -281,8 +292,6 @@ class Search:
 
     def changes(self, engine: Engine, message: Message) -> bool:
         """Whether an engine would take the message in."""
-        if engine.view > self.views:
-            return False
         if isinstance(message, Certificate):
             record = engine.records.get(message.view)
             known = record is not None and message.kind in record.certificates
@@ -290,7 +299,7 @@ class Search:
         assert isinstance(message, ProposalMessage)
         header = message.proposal.header
         record = engine.records.get(header.view)
-        if header.view < engine.view:
+        if header.view < engine.view or engine.view > self.views:
             return False  # its time is over; the block itself comes with its certificate
         return record is None or (header.hash not in record.proposals and len(record.proposals) < 2)
 
