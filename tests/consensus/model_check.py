@@ -2,7 +2,7 @@
 
 Votes matter to an engine only as certificates, so the network is a pool: whatever certificate the
 honest votes cast so far and the Byzantine voter's can form may reach anybody at any time, in any
-order, or never; so may every proposal; and any timer may fire at any moment. The Byzantine voter
+order, or never; so may every proposal; and any timer may fire, any voter crash, at any moment. The Byzantine voter
 votes for everything, and when it leads offers two blocks on every parent that is certified.
 
 The search is exhaustive: a global state is one node state per honest voter, node states are told
@@ -18,7 +18,7 @@ from typing import TypeAlias
 from consensus.block import Block, BlockKind, Header, Proposal
 from consensus.crypto import Domain, H, KeyedHashSigner, KeyedHashVerifier
 from consensus.engine import Engine, EngineConfig
-from consensus.engine_message import Message, ProposalMessage
+from consensus.engine_message import Message, ProposalMessage, Status
 from consensus.engine_port import (
     Anchor,
     BlocksReceived,
@@ -26,6 +26,7 @@ from consensus.engine_port import (
     Build,
     Built,
     Commit,
+    EpochStart,
     Event,
     Execute,
     Executed,
@@ -60,6 +61,11 @@ VOTERS = VoterSet(
 )
 
 
+RESTART: Message = Status(
+    epoch=Epoch(0), view=View(0), final_view=View(0), final_height=Height(0), final_hash=ZERO_DIGEST
+)
+"""Stands for a crash among the actions."""
+
 Blocks: TypeAlias = "dict[Digest, tuple[Anchor, object, ProposalMessage]]"
 """Every block that exists: what its children know of it, the state after it, its proposal."""
 
@@ -83,14 +89,18 @@ class Node:
     proposals: dict[Digest, ProposalMessage] = field(default_factory=dict)
     committed: list[Digest] = field(default_factory=list)
     halted: str = ""
+    log: list[Vote | ProposalMessage] = field(default_factory=list)
     history: tuple[Message | None, ...] = ()
 
     def act(self, action: Message | None, blocks: Blocks) -> None:
-        """Receive a message, or (None) let the timer of the view fire. A certificate comes with
-        its block, and with the blocks below, as a request would bring them.
+        """Receive a message, or (None) let the timer of the view fire, or (RESTART) crash and
+        come back. A certificate comes with its block, and with the blocks below, as a request
+        would bring them.
         """
         self.history = (*self.history, action)
-        if action is None:
+        if action is RESTART:
+            self.restart(blocks)
+        elif action is None:
             self.engine.entered_ms = self.engine.listen_until_ms = LONG_AGO_MS
             self.hand(Tick())
         else:
@@ -111,12 +121,13 @@ class Node:
                 match effect:
                     case SignVote(ballot=ballot):
                         self.votes.add((ballot.kind, ballot.view, ballot.block_hash))
+                        self.log.append(signed(ballot, self.index))
                         events.append(VoteSigned(vote=signed(ballot, self.index)))
                     case SignProposal(block=block):
                         proposal = propose(block, self.index)
-                        self.proposals[block.hash] = ProposalMessage(
-                            proposal=proposal, body=block.body
-                        )
+                        message = ProposalMessage(proposal=proposal, body=block.body)
+                        self.proposals[block.hash] = message
+                        self.log.append(message)
                         events.append(ProposalSigned(proposal=proposal))
                     case Build(template=template):
                         parent = self.states[template.parent_hash]
@@ -135,6 +146,26 @@ class Node:
                         self.halted = reason
                     case Broadcast() | _:
                         pass
+
+    def restart(self, blocks: Blocks) -> None:
+        """Forget all but the final chain, the own votes and proposals, and their blocks."""
+        voted = {vote.ballot.block_hash for vote in self.log if isinstance(vote, Vote)}
+        held = [blocks[h][2] for h in sorted(voted) if h in blocks]
+        before = self.engine
+        self.engine = type(before)(
+            before.config,
+            before.verifier,
+            EpochStart(voters=VOTERS, root=before.chain.root),
+            tip=before.tip,
+            certificate=before.certificate,
+            own_log=tuple(self.log),
+            blocks=tuple(
+                Block(header=message.proposal.header, body=message.body)
+                for message in held
+                if message.body is not None
+            ),
+        )
+        self.hand(Tick())
 
     def fingerprint(self) -> tuple[object, ...]:
         """All that its future depends on."""
@@ -174,23 +205,31 @@ def check(
     engine_type: type[Engine] = Engine,
     *,
     honest: int = 3,
+    restarts: bool = False,
     states_max: int | None = None,
 ) -> Found:
     """Search everything in which the Byzantine voter leads view `byzantine_leads`.
 
-    With `honest` 2 one honest voter is down, so that the rest are a bare quorum; with `states_max`
+    With `restarts` every voter may crash at any moment and come back with its vote log. With
+    `honest` 2 one honest voter is down, so that the rest are a bare quorum; with `states_max`
     only so many states, nearest first, are visited. Raises Broken.
     """
-    return Search(byzantine_leads, views, engine_type, honest).run(states_max)
+    return Search(byzantine_leads, views, engine_type, honest, restarts).run(states_max)
 
 
 class Search:
     """Breadth first, so that the way to a broken state is a shortest one."""
 
     def __init__(
-        self, byzantine_leads: int, views: int, engine_type: type[Engine], honest: int
+        self,
+        byzantine_leads: int,
+        views: int,
+        engine_type: type[Engine],
+        honest: int,
+        restarts: bool,
     ) -> None:
         self.views = views
+        self.restarts = restarts
         ledger = SketchLedger(CHAIN, VOTERS, 100)
         state, start = ledger.genesis()
         self.root = start.root
@@ -273,6 +312,8 @@ class Search:
         for place, number in enumerate(here):
             if self.may_time_out(number):
                 found.append((place, None))
+            if self.restarts and not self.nodes[number].halted:
+                found.append((place, RESTART))
             found += [(place, message) for message in messages if self.is_news(number, message)]
         return found
 
@@ -424,6 +465,8 @@ def described(action: Message | None) -> str:
     match action:
         case None:
             return "the timer fires"
+        case Status():
+            return "a crash and a restart"
         case Certificate():
             return f"{action.kind.name} certificate of view {action.view}"
         case ProposalMessage(proposal=proposal):
