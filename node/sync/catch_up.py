@@ -6,7 +6,8 @@ the next one is asked. What is newer than the last whole epoch is the engine's t
 """
 
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,7 +27,7 @@ from consensus.epoch import boundary_height
 from consensus.types import Epoch
 from consensus.vote import VoterSet
 from node.driver import stored
-from node.errors import CallError, RemoteError, StoreCorrupt
+from node.errors import CallError, Overloaded, RemoteError, StoreCorrupt
 from node.recovery import Recovered
 from node.store import EpochChange
 from p2p.identity import PeerId
@@ -39,7 +40,9 @@ logger = logging.getLogger("agora.sync")
 
 PROOFS_PER_REQUEST: Final = 256
 BLOCKS_PER_REQUEST: Final = 256
-EPOCH_TRIES_MAX: Final = 8  # peers asked for one epoch before it is left to the engine
+EPOCH_TRIES_MAX: Final = 8  # failures in a row before an epoch is left to the engine
+PEER_FAILURES_MAX: Final = 3  # then a peer is not asked any more
+BUSY_PAUSE_S: Final = 0.5  # a refused asker's budget refills in this time for one more answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +51,45 @@ class CatchUpProgress:
 
     height: int
     network_height: int
+
+
+class Trials:
+    """Who failed how often: a liar or a slow peer is asked after all others, and not for ever."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._failures: Counter[PeerId] = Counter()
+        self._in_a_row = 0
+
+    def choose(self, heights: Mapping[PeerId, int], height: int) -> PeerId | None:
+        """Who to ask for what a chain of that height has; None when nobody is worth it."""
+        if self._in_a_row >= EPOCH_TRIES_MAX:
+            return None
+        failures = self._failures
+        worth = [
+            peer
+            for peer, announced in heights.items()
+            if announced >= height and failures[peer] < PEER_FAILURES_MAX
+        ]
+        return min(worth, key=lambda peer: (failures[peer], -heights[peer], peer), default=None)
+
+    def succeeded(self) -> None:
+        """A peer gave what was asked for."""
+        self._in_a_row = 0
+
+    def failed(self, peer: PeerId) -> None:
+        """A peer lacked what it announced."""
+        self._failures[peer] += 1
+        self._in_a_row += 1
+
+    async def erred(self, peer: PeerId, error: CallError) -> None:
+        """A call failed: whoever lied is banned, whoever is busy gets a pause."""
+        logger.warning("catching up: %s", error)
+        self.failed(peer)
+        if isinstance(error, RemoteError):
+            self._network.ban(peer)
+        elif isinstance(error, Overloaded):
+            await trio.sleep(BUSY_PAUSE_S)
 
 
 class CatchUp:
@@ -70,27 +112,26 @@ class CatchUp:
         self._verifier = verifier
         self._peers = peers
         self._observe = observe
+        self._trials = Trials(network)
 
     async def run(self) -> None:
         """Catch up; what is newer than the last whole epoch is the engine's to fetch."""
-        tries = 0
-        while (peer := self._ahead(tries)) is not None:
+        while (peer := self._ahead()) is not None:
             try:
-                advanced = await self._advance(peer)
+                if await self._advance(peer):
+                    self._trials.succeeded()
+                else:
+                    self._trials.failed(peer)
             except CallError as error:
-                logger.warning("catching up: %s", error)
-                if isinstance(error, RemoteError):
-                    self._network.ban(peer)
-                advanced = False
-            tries = 0 if advanced else tries + 1
+                await self._trials.erred(peer, error)
 
-    def _ahead(self, tries: int) -> PeerId | None:
-        """A peer that knows the end of our epoch, another one at every try."""
-        height = self._recovered.ledger.final.height
-        parameters = self._recovered.parameters
-        boundary = boundary_height(self._recovered.ledger.final.epoch, parameters.blocks_per_epoch)
-        ahead = sorted(peer for peer, tip in self._peers().items() if tip >= boundary > height)
-        return None if tries >= EPOCH_TRIES_MAX or not ahead else ahead[tries % len(ahead)]
+    def _ahead(self) -> PeerId | None:
+        """A peer that says it knows the end of our epoch, the most reliable first."""
+        state = self._recovered.ledger.final
+        boundary = boundary_height(state.epoch, self._recovered.parameters.blocks_per_epoch)
+        if boundary <= state.height:
+            return None
+        return self._trials.choose(self._peers(), boundary)
 
     async def _advance(self, peer: PeerId) -> bool:
         """Do as many epochs as one answer proves; True when at least one was done."""

@@ -23,6 +23,7 @@ from consensus.engine_message import (
     epoch_proof_is_valid,
 )
 from consensus.entries import state_of_entries
+from consensus.epoch import boundary_height
 from consensus.errors import DecodeError
 from consensus.types import Digest, Epoch, Height
 from consensus.vote import VoterSet
@@ -34,7 +35,7 @@ from node.store import EpochChange
 from p2p.identity import PeerId
 from p2p.network import Network
 
-from .catch_up import EPOCH_TRIES_MAX, CatchUpProgress, ask_proofs, change_of, own_voters
+from .catch_up import CatchUpProgress, Trials, ask_proofs, change_of, own_voters
 from .client import ask_for
 from .download import Download
 from .messages import Question, Request
@@ -42,6 +43,7 @@ from .snapshot import decode_offer
 
 logger = logging.getLogger("agora.sync")
 
+OTHERS_S: Final = 2.0  # for the other peers' offers, after the first one came
 BEHIND_MIN: Final = 1_000  # blocks; fewer are executed faster than a state is fetched
 
 
@@ -100,23 +102,22 @@ class FastForward:
     async def _prove_epochs(self) -> None:
         """Collect valid proofs from the epoch this node is in to the newest one."""
         voters = own_voters(self._recovered)
-        tries = 0
-        while tries < EPOCH_TRIES_MAX:
-            known = sorted(self._peers(), key=lambda peer: (-self._peers()[peer], peer))
-            if not known:
-                return
-            peer = known[tries % len(known)]
+        per_epoch = self._recovered.parameters.blocks_per_epoch
+        trials = Trials(self._network)
+        while (
+            peer := trials.choose(self._peers(), boundary_height(voters.epoch, per_epoch))
+        ) is not None:
             try:
                 proofs = await ask_proofs(self._network, peer, voters.epoch)
-                if not proofs:
-                    return
-                voters = await trio.to_thread.run_sync(self._verify, peer, proofs, voters)
-                tries = 0
+                if proofs:
+                    voters = await trio.to_thread.run_sync(self._verify, peer, proofs, voters)
+                    trials.succeeded()
+                else:
+                    trials.failed(peer)
             except CallError as error:
-                logger.warning("proofs of epochs: %s", error)
-                if isinstance(error, RemoteError):
-                    self._network.ban(peer)
-                tries += 1
+                # What a liar proved before it lied stays proved.
+                voters = self._proofs[-1].next_voters if self._proofs else voters
+                await trials.erred(peer, error)
             if self._proofs:
                 at = self._proofs[-1].boundary.height
                 top = max([*self._peers().values(), at])
@@ -160,16 +161,20 @@ class FastForward:
     async def _offers(self) -> dict[int, set[PeerId]]:
         """Which peers have a snapshot at which height."""
         offers: dict[int, set[PeerId]] = {}
+        proved = {proof.boundary.height for proof in self._proofs}
 
         async def ask_one(peer: PeerId) -> None:
             request = Request(question=Question.SNAPSHOTS)
             try:
                 for height, _ in await ask_for(self._network, peer, request, decode_offer):
-                    offers.setdefault(height, set()).add(peer)
+                    if height in proved:
+                        offers.setdefault(height, set()).add(peer)
+                        scope.deadline = min(scope.deadline, trio.current_time() + OTHERS_S)
             except CallError as error:
                 logger.debug("snapshots: %s", error)
 
         async with trio.open_nursery() as nursery:
+            scope = nursery.cancel_scope
             for peer in sorted(self._peers()):
                 nursery.start_soon(ask_one, peer)
         return offers
@@ -191,15 +196,24 @@ class FastForward:
 
     async def _boundary_block(self, proof: EpochProof, peers: list[PeerId]) -> Block:
         request = Request(question=Question.BLOCKS, number=proof.boundary.height, count=1)
-        for peer in peers:
+        found: list[Block] = []
+
+        async def ask_one(peer: PeerId) -> None:
             try:
                 blocks = await ask_for(self._network, peer, request, Block.decode)
             except CallError as error:
                 logger.debug("boundary block: %s", error)
-                continue
+                return
             if len(blocks) == 1 and blocks[0].hash == proof.boundary.hash:
-                return blocks[0]
-        raise JoinError(f"no peer gave the block at height {proof.boundary.height}")
+                found.extend(blocks)
+                nursery.cancel_scope.cancel()  # nobody else is waited for
+
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(ask_one, peer)
+        if not found:
+            raise JoinError(f"no peer gave the block at height {proof.boundary.height}")
+        return found[0]
 
     def _replace(self, proof: EpochProof, block: Block, entries: list[tuple[bytes, bytes]]) -> None:
         """Put the state in place of what was there: store, ledger and vote log."""
