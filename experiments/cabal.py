@@ -43,6 +43,8 @@ class Scenario:
     text: str
     groups: tuple[tuple[int, float], ...] = ((HONEST, 0.51), (CABAL, 0.49))
     degree: int = DEGREE
+    cabal_degree: int | None = None
+    """Of the last group, where it differs; 39: in the cabal everybody gives weight to everybody."""
     self_weights: tuple[float, ...] = (SELF_WEIGHT, SELF_WEIGHT)
     watched: tuple[int, ...] | None = None
     epochs: int = EPOCHS
@@ -111,9 +113,29 @@ def bridge_peers(count: int) -> Callable[[Matrix, list[float], Chance], None]:
 
 SCENARIOS = (
     Scenario(name="51/49", text="disjoint cabal; it must die"),
-    Scenario(name="bridge .001", text="an honest peer gives .001", twist=bridge(0.001)),
-    Scenario(name="bridge .01", text="an honest peer gives .01", twist=bridge(0.01)),
-    Scenario(name="bridge .1", text="an honest peer gives .1", twist=bridge(0.1)),
+    Scenario(
+        name="bridge .001",
+        text="an honest peer gives .001 to a tightly connected cabal",
+        cabal_degree=CABAL - 1,
+        twist=bridge(0.001),
+    ),
+    Scenario(
+        name="bridge .01",
+        text="an honest peer gives .01 to a tightly connected cabal",
+        cabal_degree=CABAL - 1,
+        twist=bridge(0.01),
+    ),
+    Scenario(
+        name="bridge .1",
+        text="an honest peer gives .1 to a tightly connected cabal",
+        cabal_degree=CABAL - 1,
+        twist=bridge(0.1),
+    ),
+    Scenario(
+        name="bridge .1, sparse",
+        text="the same to a cabal of out-degree 12, whose members hide behind one: it may win",
+        twist=bridge(0.1),
+    ),
     Scenario(
         name="bridge .1, strongest",
         text="the honest peer with the most stake gives .1",
@@ -180,11 +202,14 @@ def population(scenario: Scenario, seed: int) -> tuple[list[float], Matrix]:
     weights = np.zeros((total, total))
     first = 0
     for (count, stake), own in zip(scenario.groups, scenario.self_weights, strict=True):
+        degree = scenario.degree
+        if first + count == total and scenario.cabal_degree is not None:
+            degree = scenario.cabal_degree
         drawn = chance.pareto(PARETO, count) + 1
         stakes += list(drawn / drawn.sum() * stake)
         for peer in range(first, first + count):
             others = [other for other in range(first, first + count) if other != peer]
-            chosen = chance.choice(others, min(scenario.degree, len(others)), replace=False)
+            chosen = chance.choice(others, min(degree, len(others)), replace=False)
             worth = chance.random(len(chosen)) + 0.5
             weights[peer, chosen] = worth / worth.sum() * (1 - own)
             weights[peer, peer] = own  # 1: an idle peer, whose stake reaches nobody
