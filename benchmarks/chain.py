@@ -137,10 +137,11 @@ def pace_since(network: Network, marks: dict[int, int]) -> Pace:
 async def measure_load(network: Network, plan: Plan) -> dict[str, Any]:
     """Transfers at a fixed rate to all nodes; what became final in the meantime."""
     nodes = list(network.nodes.values())
+    chain_id = network.genesis.chain_id
     each = int(plan.rate * plan.seconds / PAYERS) + 16
     queues = [
         [
-            deque(transfers(network.genesis, payer=payer, each=each, expiry=EXPIRY))
+            deque(transfers(chain_id, payer=payer, each=each, expiry=EXPIRY))
             for payer in range(index, PAYERS, len(nodes))
         ]
         for index in range(len(nodes))

@@ -27,7 +27,7 @@ from consensus.crypto import Ed25519Signer
 from consensus.genesis import Genesis
 from consensus.params import Parameters
 from consensus.transaction import Transfer
-from consensus.types import AccountId, Amount, Height, Nonce
+from consensus.types import AccountId, Amount, ChainId, Height, Nonce
 from consensus.wallet import Draft
 from node.data_directory import DataDirectory, claim
 from node.genesis_file import Allocation, local_genesis, save_genesis
@@ -217,16 +217,18 @@ def payer_signer(index: int) -> Ed25519Signer:
     return Ed25519Signer(_seed("payer", index))
 
 
-def transfers(genesis: Genesis, *, payer: int, each: int, expiry: int) -> Iterator[bytes]:
-    """So many signed transfers of one paying account, to the account after it."""
+def transfers(
+    chain_id: ChainId, *, payer: int, each: int, expiry: int, fee: int = params.LOCAL.fee
+) -> Iterator[bytes]:
+    """So many signed transfers of one paying account, to its neighbour."""
     signer, recipient = payer_signer(payer), payer_signer(payer ^ 1)
     for nonce in range(each):
         draft = Draft(
-            chain_id=genesis.chain_id,
+            chain_id=chain_id,
             account=AccountId(signer.public_key),
             nonce=Nonce(nonce),
             expiry=Height(expiry),
-            fee=Amount(genesis.parameters.fee),
+            fee=Amount(fee),
             content=Transfer(recipient=AccountId(recipient.public_key), amount=Amount(1_000)),
         )
         yield draft.sign(signer).encoded

@@ -35,7 +35,7 @@ from node.mempool import Choice, Mempool, Refusal
 from node.propagation import Propagation
 from node.recovery import Recovered, start_engine
 from node.sync.answers import answerers
-from node.sync.catch_up import CatchUp, CatchUpProgress
+from node.sync.catch_up import CatchUp, CatchUpProgress, Trials
 from node.sync.client import SYNC_PROTOCOL
 from node.sync.fast_forward import FastForward
 from node.sync.fetch import Fetcher
@@ -204,6 +204,7 @@ class Chain:
     ) -> None:
         with trio.move_on_after(MEETING_S):
             await self.greeter.somebody.wait()
+        trials = Trials(self._network)
         if not self._sync_options.in_full:
             await FastForward(
                 self._network,
@@ -214,6 +215,7 @@ class Chain:
                 must_check=self._sync_options.must_check,
                 now_ms=self._clock.now_ms(),
                 peers=self.greeter.heights,
+                trials=trials,
                 observe=observe,
                 observe_pieces=observe_pieces,
             ).run()
@@ -222,6 +224,7 @@ class Chain:
             self._recovered,
             verifier=self._verifier,
             peers=self.greeter.heights,
+            trials=trials,
             observe=observe,
         ).run()
 

@@ -27,7 +27,7 @@ from consensus.epoch import boundary_height
 from consensus.types import Epoch
 from consensus.vote import VoterSet
 from node.driver import stored
-from node.errors import CallError, Overloaded, RemoteError, StoreCorrupt
+from node.errors import CallError, CallTimeout, Overloaded, RemoteError, StoreCorrupt
 from node.recovery import Recovered
 from node.store import EpochChange
 from p2p.identity import PeerId
@@ -86,6 +86,8 @@ class Trials:
         """A call failed: whoever lied is banned, whoever is busy gets a pause."""
         logger.warning("catching up: %s", error)
         self.failed(peer)
+        if isinstance(error, CallTimeout):
+            self._failures[peer] += 1  # the dearest way to fail
         if isinstance(error, RemoteError):
             self._network.ban(peer)
         elif isinstance(error, Overloaded):
@@ -95,7 +97,8 @@ class Trials:
 class CatchUp:
     """Executes whole epochs from peers until none of them has a further one.
 
-    `peers` gives those that may be asked now, with the height each has announced.
+    `peers` gives those that may be asked now, with the height each has announced; `trials` knows
+    how they have done so far.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class CatchUp:
         *,
         verifier: Verifier,
         peers: Callable[[], dict[PeerId, int]],
+        trials: Trials,
         observe: Callable[[CatchUpProgress], None],
     ) -> None:
         self._network = network
@@ -112,7 +116,7 @@ class CatchUp:
         self._verifier = verifier
         self._peers = peers
         self._observe = observe
-        self._trials = Trials(network)
+        self._trials = trials
 
     async def run(self) -> None:
         """Catch up; what is newer than the last whole epoch is the engine's to fetch."""

@@ -61,6 +61,7 @@ class FastForward:
         must_check: bool,
         now_ms: int,
         peers: Callable[[], dict[PeerId, int]],
+        trials: Trials,
         observe: Callable[[CatchUpProgress], None],
         observe_pieces: Callable[[int, int], None],
     ) -> None:
@@ -72,6 +73,7 @@ class FastForward:
         self._must_check = must_check
         self._now_ms = now_ms
         self._peers = peers
+        self._trials = trials
         self._observe = observe
         self._observe_pieces = observe_pieces
         self._proofs: list[EpochProof] = []
@@ -103,7 +105,7 @@ class FastForward:
         """Collect valid proofs from the epoch this node is in to the newest one."""
         voters = own_voters(self._recovered)
         per_epoch = self._recovered.parameters.blocks_per_epoch
-        trials = Trials(self._network)
+        trials = self._trials
         while (
             peer := trials.choose(self._peers(), boundary_height(voters.epoch, per_epoch))
         ) is not None:

@@ -104,7 +104,8 @@ async def test_a_stranger_floods_a_real_node(tmp_path: Path) -> None:
 
 def flood(genesis: Genesis, *, payers: int, each: int) -> Iterator[bytes]:
     """Transfers of all payers, nonce by nonce."""
-    queues = [transfers(genesis, payer=payer, each=each, expiry=EXPIRY) for payer in range(payers)]
+    chain_id = genesis.chain_id
+    queues = [transfers(chain_id, payer=payer, each=each, expiry=EXPIRY) for payer in range(payers)]
     for _ in range(each):
         for queue in queues:
             yield next(queue)
