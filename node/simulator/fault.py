@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from consensus.engine_port import PeerConnected
+from consensus.vote import Vote, VoteKind
 from node.simulator.network import Network
 from node.simulator.replica import Replica
 
@@ -34,6 +35,8 @@ def schedule_faults(network: Network) -> None:
         _crash,
         _crash,
         _crash_mid_effects,
+        _crash_in_doubt,
+        _crash_in_doubt,
         _blackout,
         _slow_execution,
         _slow_disk,
@@ -53,6 +56,7 @@ def heal(network: Network) -> None:
     for replica in network.replicas:
         replica.disk_ms, replica.execution_ms = 2, 3
         replica.effects_left = None
+        replica.on_durable = None
         if not replica.alive:
             replica.start()
         for other in network.others(replica):
@@ -145,6 +149,28 @@ def _crash_mid_effects(network: Network, duration_ms: int) -> None:
     network.world.after(
         min(duration_ms, DOWN_MS_MAX), lambda: None if replica.alive else replica.start()
     )
+
+
+def _crash_in_doubt(network: Network, duration_ms: int) -> None:
+    """One replica, just when a vote of some kind is durable and unsent; it comes back alone, so
+    that nobody tells it how the view ended: the moment to forget what it had said.
+    """
+    chance = network.world.random
+    replica = chance.choice(network.replicas)
+    kind = chance.choice((VoteKind.NOTARIZE, VoteKind.FINALIZE, VoteKind.FINALIZE))
+    others = [index for index in range(len(network.replicas)) if index != replica.index]
+    alone_ms = min(duration_ms, DOWN_MS_MAX) + 4 * network.parameters.view_timeout_ms
+
+    def strike(vote: Vote) -> bool:
+        if vote.ballot.kind is not kind:
+            return False
+        one = replica.index
+        _cut(network, {(one, b) for b in others} | {(b, one) for b in others})
+        network.world.after(alone_ms, lambda: _mend(network))
+        network.world.after(500, lambda: None if replica.alive else replica.start())
+        return True
+
+    replica.on_durable = strike
 
 
 def _blackout(network: Network, duration_ms: int) -> None:

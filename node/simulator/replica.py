@@ -95,6 +95,8 @@ class Replica:
         self.alive = False
         self.effects_left: int | None = None
         """Crash after so many more effects; None for never."""
+        self.on_durable: Callable[[Vote], bool] | None = None
+        """Asked when a vote became durable, before the engine hears of it; true is a crash."""
         self.states: dict[Digest, State] = {}
         state, start = self.ledger.genesis()
         self.disk.state = state
@@ -103,7 +105,9 @@ class Replica:
     # Life ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin, or begin again, from what the disk holds."""
+        """Begin, or begin again, from what the disk holds; not once another took its place."""
+        if self.network.replicas[self.index] is not self:
+            return
         self.life += 1
         self.alive = True
         self.effects_left = None
@@ -233,6 +237,9 @@ class Replica:
             self.disk.log.append(vote)
             if block is not None:
                 self.disk.held[block.hash] = block
+            if self.on_durable is not None and self.on_durable(vote):
+                self.on_durable = None
+                self.crash()
             self.hand(VoteSigned(vote=vote))
 
         self.later(self.disk_ms, synced)

@@ -2,8 +2,9 @@
 
 Votes matter to an engine only as certificates, so the network is a pool: whatever certificate the
 honest votes cast so far and the Byzantine voter's can form may reach anybody at any time, in any
-order, or never; so may every proposal; and any timer may fire, any voter crash, at any moment. The Byzantine voter
-votes for everything, and when it leads offers two blocks on every parent that is certified.
+order, or never; so may every proposal; and any timer may fire, any voter crash, at
+any moment. The Byzantine voter votes for everything, and when it leads offers two blocks on every
+parent that is certified.
 
 The search is exhaustive: a global state is one node state per honest voter, node states are told
 apart by what the engine holds, and each (node state, action) is executed once with a real engine.
