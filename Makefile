@@ -2,6 +2,8 @@
 PYTHON ?= python3
 RUN    := .venv/bin/python -W error::SyntaxWarning
 SEED   ?=
+SEEDS  ?= 500
+SCALE  ?= 100
 ARGS   ?=
 .DEFAULT_GOAL := help
 .PHONY: help setup testnet test check sim fuzz bench soak interop clean
@@ -13,7 +15,7 @@ testnet: setup   ## run a network of four real node processes for twenty blocks
 	$(RUN) -m node testnet --nodes 4 --blocks 20 $(ARGS)
 
 test: setup      ## run the test suite
-	$(RUN) -m pytest $(ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile $(ARGS)
 
 setup: .venv/installed   ## create .venv and install everything into it
 
@@ -33,16 +35,16 @@ check: setup     ## lint, format, types, import contracts, tidy test, vectors
 	$(RUN) -m interop.check
 
 sim: setup       ## simulate 500 seeded networks, or replay one: make sim SEED=7
-	$(RUN) -m node simulate $(if $(SEED),--seeds 1 --seed $(SEED) --trace,--seeds 500) $(ARGS)
+	$(RUN) -m node simulate $(if $(SEED),--seeds 1 --seed $(SEED) --trace,--seeds $(SEEDS)) $(ARGS)
 
-fuzz: setup      ## the suite again with full case counts
-	AGORA_TEST_SCALE=100 $(RUN) -m pytest -k "fuzz or stateful" --timeout 3600 $(ARGS)
+fuzz: setup      ## the fuzzers and stateful machines with full case counts
+	AGORA_TEST_SCALE=$(SCALE) $(RUN) -m pytest -n 2 -k "fuzz or stateful" --timeout 3600 $(ARGS)
 
 bench: setup     ## every benchmark beside its contenders, as tables
-	for b in mechanism engine transport gossip scale queue tensor; do $(RUN) -m benchmarks.$$b $(ARGS) || exit 1; done
+	for b in mechanism chain transport gossip scale queue tensor; do $(RUN) -m benchmarks.$$b $(ARGS) || exit 1; done
 
 soak: setup      ## a long real network with kills
-	$(RUN) -m node testnet --nodes 4 --blocks 1000 $(ARGS)
+	$(RUN) -m node testnet --nodes 4 --blocks 1000 --kill-every 15 $(ARGS)
 
 interop: setup   ## exchange bytes with js-libp2p, go-libp2p and stock py-libp2p
 	$(RUN) -m interop.matrix $(ARGS)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import trio
 from numpy.typing import NDArray
 
@@ -15,6 +16,12 @@ from node.neuron.model import PEERS_MAX
 from node.neuron.neuron import Neuron
 
 Array = NDArray[np.float32]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> None:
+    """As a node runs it; small models lose time to more threads."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
