@@ -57,7 +57,8 @@ async def open_neuron(config: Config, peer_id: PeerId, corpus: Corpus) -> Neuron
         return Neuron(corpus, dim=DIM, seed=seed)
 
     # A node that is asked to stop does not wait for the import.
-    return await trio.to_thread.run_sync(make, abandon_on_cancel=True)
+    # (The stubs that mypy finds for trio lack the parameter.)
+    return await trio.to_thread.run_sync(make, abandon_on_cancel=True)  # type: ignore[call-arg]
 
 
 def served(neuron: Neuron) -> Model:
