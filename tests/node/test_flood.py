@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from benchmarks.chain_nodes import Network, open_network_of, transfers
+from benchmarks.chain_nodes import Network, Submitter, open_network_of, transfers
 from consensus import params
 from consensus.genesis import Genesis
 from consensus.transaction import decode_transaction
 from node import chain
+from node.data_directory import DataDirectory
 from node.errors import TransactionRefused
 from node.mempool import BYTES_MAX, NONCE_WINDOW, TRANSACTIONS_MAX, Mempool
 from node.report import Progress
@@ -61,6 +62,21 @@ async def test_full_pools_keep_their_bound_and_blocks_go_on(
         await height_of_all(nodes, before + 3)
         assert all(len(node.chain.mempool) <= POOL_MAX for node in nodes)
         assert all(node.chain.transactions > 0 for node in nodes)
+
+
+async def test_several_transactions_in_one_request(tmp_path: Path) -> None:
+    async with open_village(tmp_path, 1, payers=4) as village:
+        node = await village.enter(0)
+        await height_of_all([node], 1)
+        batch = list(flood(village.genesis, payers=4, each=2))
+        submitter = Submitter(DataDirectory(tmp_path / "node-0"))
+        results = await trio.to_thread.run_sync(submitter.submit, [*batch, batch[0], b"nonsense"])
+        submitter.close()
+        assert results[: len(batch)] == [None] * len(batch)
+        assert results[len(batch)] is not None
+        assert results[-1] is not None
+        while node.chain.transactions < len(batch):
+            await node.wait_for_block()
 
 
 @pytest.mark.network

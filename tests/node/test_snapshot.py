@@ -15,8 +15,9 @@ from consensus.types import Height
 from node.errors import JoinError
 from node.genesis_file import Allocation, local_genesis
 from node.report import Notice
+from node.sync import download as download_module
 from node.sync import fast_forward, snapshot
-from node.sync.client import SYNC_PROTOCOL
+from node.sync.client import ANSWER_DEADLINE_S, SYNC_PROTOCOL
 from node.sync.download import Download
 from node.sync.messages import Question, Request
 from node.sync.server import SyncServer
@@ -64,12 +65,16 @@ def test_a_piece_in_the_place_of_another_is_refused() -> None:
         read_piece(pieces[2], 1, STATE.root)
 
 
-async def serve_pieces(hub: MemoryHub, nursery: trio.Nursery, seed: int, lies: bool) -> Network:
-    """A peer that serves the state's pieces, or spoils every one of them."""
+async def serve_pieces(
+    hub: MemoryHub, nursery: trio.Nursery, seed: int, lies: bool, stuck: bool = False
+) -> Network:
+    """A peer that serves the state's pieces, or spoils every one of them, or keeps them back."""
     ready = trio.Event()
     opened: list[Network] = []
 
     async def answer(request: Request) -> Sequence[bytes]:
+        if stuck:
+            await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
         data = bytearray(list(cut(STATE))[request.first])
         if lies:
@@ -89,14 +94,16 @@ async def serve_pieces(hub: MemoryHub, nursery: trio.Nursery, seed: int, lies: b
     return opened[0]
 
 
-async def download(tmp_path: Path, liars: int, honest: int) -> int:
+async def download(tmp_path: Path, liars: int, honest: int, stuck: int = 0) -> int:
     """How many entries came, with so many servers of each kind."""
     received = 0
     with trio.fail_after(30):
         async with open_hub(seed=5) as hub, trio.open_nursery() as nursery:
             servers = [
-                await serve_pieces(hub, nursery, seed=seed + 10, lies=seed < liars)
-                for seed in range(liars + honest)
+                await serve_pieces(
+                    hub, nursery, seed + 10, lies=seed < liars, stuck=liars <= seed < liars + stuck
+                )
+                for seed in range(liars + stuck + honest)
             ]
             async with hub.open_network(Identity(b"j" * 32)) as network:
                 job = Download(
@@ -114,6 +121,20 @@ async def download(tmp_path: Path, liars: int, honest: int) -> int:
 
 async def test_liars_are_found_and_the_honest_complete_it(tmp_path: Path) -> None:
     entries = await download(tmp_path, liars=2, honest=1)
+    assert entries == len(list(entries_of(STATE)))
+
+
+async def test_a_peer_that_keeps_pieces_back_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_module, "PATIENCE_S", 0.05)
+    with trio.fail_after(ANSWER_DEADLINE_S / 2):
+        entries = await download(tmp_path, liars=0, honest=1, stuck=2)
+    assert entries == len(list(entries_of(STATE)))
+
+
+async def test_honest_peers_beyond_the_first_four_are_asked(tmp_path: Path) -> None:
+    entries = await download(tmp_path, liars=5, honest=1)
     assert entries == len(list(entries_of(STATE)))
 
 
