@@ -10,10 +10,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from consensus.block import Block, BlockKind
+from consensus.block import Block, BlockKind, Header
 from consensus.engine_message import EpochProof, Message, ProposalMessage, Status
 from consensus.engine_port import Commit, Halt
-from consensus.epoch import MEMBERS_KEPT, block_kind, boundary_height, epoch_of
+from consensus.epoch import (
+    MEMBERS_KEPT,
+    LeaderRotation,
+    block_kind,
+    boundary_height,
+    epoch_of,
+    root_height,
+)
 from consensus.types import AccountId, Digest, Epoch, Height, PeerKey, View
 from consensus.vote import (
     NO_BLOCK,
@@ -54,6 +61,7 @@ class Watch:
     """By replica: when it last committed."""
     latencies: list[tuple[int, int]] = field(default_factory=list)
     """(birth, latency) of each commit at a replica, virtual ms."""
+    rotations: dict[Epoch, LeaderRotation] = field(default_factory=dict)
     removed: set[Epoch] = field(default_factory=set)
     jailed: frozenset[AccountId] = frozenset()
 
@@ -183,12 +191,25 @@ class Watch:
             self._hold(
                 voters is not None and voters.hash == header.vset_hash, f"wrong voter set {where}"
             )
+            self._hold(
+                voters is not None and self._leads(voters, header), f"another's turn {where}"
+            )
             fault = self.network.ledger.fault(replica.states[block.hash])
             self._hold(fault is None, f"{fault} {where}")
             self.chain.append(block)
         born = self.born_ms.get(block.hash)
         if born is not None:
             self.latencies.append((born, self.network.world.now_ms - born))
+
+    def _leads(self, voters: VoterSet, header: Header) -> bool:
+        """Whether the header's proposer was to lead its view."""
+        rotation = self.rotations.get(voters.epoch)
+        if rotation is None:
+            root = root_height(voters.epoch, self.network.parameters.blocks_per_epoch)
+            chain_id = Digest(self.network.ledger.chain_id)
+            rotation = LeaderRotation(voters, self.chain[root - 1].hash if root else chain_id)
+            self.rotations[voters.epoch] = rotation
+        return voters.voters[rotation.leader(header.view)].account == header.proposer
 
     def _next_epoch(self, replica: Replica, commit: Commit) -> None:
         start = commit.next_epoch
