@@ -15,6 +15,7 @@ so the mechanism (seconds at 4,096 peers) has a whole epoch of wall time and del
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -57,10 +58,13 @@ from consensus.settlement import accrue
 from consensus.state import ANCESTORS_MAX, NO_ATTESTS, OutcomeOf, State, Table
 from consensus.transaction import Transaction, decode_transaction
 from consensus.types import ZERO_DIGEST, Digest, Epoch, Uid
+from consensus.vote import Certificate
 from consensus.work import next_target
 
 TRANSACTION_ENTRY_BYTES: Final = 4
 """Length prefix of a transaction in a body."""
+BODY_ROOM_BYTES: Final = BODY_BYTES_MAX - 64 * 1024
+"""For a proposer's transactions; the rest is for evidence and an attest of 128 signatures."""
 _DECODED_MAX: Final = 16_384
 """Decoded transactions remembered: what a full mempool and a few blocks repeat."""
 
@@ -241,6 +245,36 @@ def choose_evidence(execution: Execution, offered: Iterable[Evidence]) -> tuple[
             continue
         chosen[offence] = evidence
     return tuple(chosen.values())
+
+
+def propose(
+    parent: State,
+    template: Header,
+    offered: Iterable[bytes],
+    evidence: Iterable[Evidence],
+    attest: Certificate | None,
+    parameters: Parameters,
+    *,
+    verifier: Verifier | None = None,
+    outcome_of: OutcomeOf | None = None,
+) -> tuple[Block, State]:
+    """A block on `parent` with what fits and holds of what is offered, and the state after it.
+
+    `template` has everything but the roots. Raises InvalidBlock when the attest does not hold.
+    """
+    execution = begin(parent, template, parameters, verifier=verifier, outcome_of=outcome_of)
+    taken, _ = choose(execution, offered, BODY_ROOM_BYTES)
+    chosen = choose_evidence(execution, evidence)
+    body = Body(transactions=tuple(taken), evidence=chosen, attest=attest)
+    executed = execution.finish(body)
+    header = dataclasses.replace(
+        template,
+        body_root=body.root,
+        state_root=executed.state.root,
+        receipts_root=executed.receipts_root,
+        next_vset_hash=executed.next_vset_hash,
+    )
+    return Block(header=header, body=body), executed.state
 
 
 def closing(state: State) -> Executed:

@@ -25,12 +25,13 @@ from consensus.genesis import Genesis, encode_genesis
 from consensus.params import Parameters
 from consensus.state import State
 from consensus.transaction import Role, Transaction, decode_transaction
+from consensus.transition import BODY_ROOM_BYTES
 from consensus.types import ZERO_DIGEST, AccountId, ChainId, Digest, Epoch, PeerKey, View
 from consensus.vote import Certificate
 from node.clock import SystemClock
 from node.driver import Driver
 from node.errors import TransactionRefused
-from node.ledger import BODY_ROOM_BYTES, OFFERED_MAX, LedgerView
+from node.ledger import OFFERED_MAX, LedgerView
 from node.mempool import Choice, Mempool, Refusal
 from node.propagation import Propagation
 from node.recovery import Recovered, start_engine

@@ -5,11 +5,10 @@ block that becomes final moves `final` on, everything else is forgotten. Executi
 threads; states are sealed values, so readers on the trio thread never see half of one.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Final
 
-from consensus.block import BODY_BYTES_MAX, Block, Body
+from consensus.block import Block
 from consensus.crypto import Verifier
 from consensus.engine_port import Build, BuildFailed, Built, Invalid, Outcome, Valid
 from consensus.errors import InvalidBlock, InvalidTransaction, InvariantViolation
@@ -17,11 +16,9 @@ from consensus.execution import apply_transaction, check_signatures
 from consensus.params import Parameters
 from consensus.state import State
 from consensus.transaction import Role, Subscribe, Transaction
-from consensus.transition import begin, choose, choose_evidence, state_transition
+from consensus.transition import propose, state_transition
 from consensus.types import ZERO_DIGEST, AccountId, Digest, Height
 
-BODY_ROOM_BYTES: Final = BODY_BYTES_MAX - 64 * 1024
-"""For transactions; the rest is for evidence and an attest of 128 signatures."""
 OFFERED_MAX: Final = 1_024
 """Transactions offered to one block: about 250 ms of execution on a slow core."""
 
@@ -60,24 +57,20 @@ class Ledger:
         parent = self._states.get(template.parent_hash)
         if parent is None:
             return BuildFailed(view=template.view)
-        execution = begin(parent, template, self.parameters, verifier=self._verifier)
-        taken, _ = choose(execution, offered, BODY_ROOM_BYTES)
-        evidence = choose_evidence(execution, effect.evidence)
-        body = Body(transactions=tuple(taken), evidence=evidence, attest=effect.attest)
         try:
-            executed = execution.finish(body)
+            block, state = propose(
+                parent,
+                template,
+                offered,
+                effect.evidence,
+                effect.attest,
+                self.parameters,
+                verifier=self._verifier,
+            )
         except InvalidBlock:
             return BuildFailed(view=template.view)
-        header = dataclasses.replace(
-            template,
-            body_root=body.root,
-            state_root=executed.state.root,
-            receipts_root=executed.receipts_root,
-            next_vset_hash=executed.next_vset_hash,
-        )
-        block = Block(header=header, body=body)
-        self._states[block.hash] = executed.state
-        return Built(block=block, next_voters=_valid(block, executed.state).next_voters)
+        self._states[block.hash] = state
+        return Built(block=block, next_voters=_valid(block, state).next_voters)
 
     def finalize(self, block_hash: Digest) -> dict[bytes, bytes | None]:
         """Make a block's state the final one; return what storage has to change."""

@@ -12,7 +12,7 @@ import random
 from typing import Final
 
 from consensus.account import Announcement
-from consensus.block import BODY_BYTES_MAX, Block, Body
+from consensus.block import Block
 from consensus.crypto import (
     Ed25519Signer,
     Ed25519Verifier,
@@ -36,7 +36,7 @@ from consensus.transaction import (
     Validate,
     role_of,
 )
-from consensus.transition import begin, choose, choose_evidence, state_transition
+from consensus.transition import propose, state_transition
 from consensus.types import (
     TOKEN,
     AccountId,
@@ -56,8 +56,6 @@ from node.simulator.ledger import BuiltBlock
 
 SPARE_ACCOUNTS: Final = 2
 """Accounts beside the replicas', so that stake has somewhere to go."""
-
-BODY_ROOM_BYTES: Final = BODY_BYTES_MAX - 64 * 1024
 
 
 class ChainLedger:
@@ -97,23 +95,18 @@ class ChainLedger:
 
     def build(self, state: State, order: Build, transactions: tuple[bytes, ...]) -> BuiltBlock:
         """What fits of the transactions, the evidence the state accepts, the attest."""
-        execution = begin(state, order.template, self.parameters, verifier=self._verifier)
-        taken, _ = choose(execution, transactions, BODY_ROOM_BYTES)
-        evidence = choose_evidence(execution, order.evidence)
-        body = Body(transactions=tuple(taken), evidence=evidence, attest=order.attest)
-        executed = execution.finish(body)
-        header = dataclasses.replace(
+        block, after = propose(
+            state,
             order.template,
-            body_root=body.root,
-            state_root=executed.state.root,
-            receipts_root=executed.receipts_root,
-            next_vset_hash=executed.next_vset_hash,
+            transactions,
+            order.evidence,
+            order.attest,
+            self.parameters,
+            verifier=self._verifier,
         )
-        block = Block(header=header, body=body)
-        self._done[block.hash] = executed.state, Valid(next_voters=_elected(block, executed.state))
-        return BuiltBlock(
-            block=block, state=executed.state, next_voters=_elected(block, executed.state)
-        )
+        elected = _elected(block, after)
+        self._done[block.hash] = after, Valid(next_voters=elected)
+        return BuiltBlock(block=block, state=after, next_voters=elected)
 
     def attested_view(self, state: State) -> View:
         """The newest view attested in the current epoch, 0 for none."""
