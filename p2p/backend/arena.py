@@ -10,14 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2p.limits import Limits
-from p2p.noise.frames import FRAME_BYTES_MAX
+from p2p.noise.frames import FRAME_BYTES_MAX, PLAINTEXT_BYTES_MAX
 from p2p.yamux import Bounds, Budget
 
 if TYPE_CHECKING:
     from p2p.backend.connection import SecureConnection
 
-BUFFER_BYTES = 8 * FRAME_BYTES_MAX
-"""Eight full Noise frames, 512 KiB: larger ones gain little and fall out of the cache."""
+BUFFER_BYTES = 9 * FRAME_BYTES_MAX
+"""A burst of eight full Noise frames and the one before them, 576 KiB: larger ones gain little and
+fall out of the cache."""
+
+OPENED_BYTES = 4 * PLAINTEXT_BYTES_MAX
+"""Plaintext that is handed on at a time, 256 KiB: a peer's whole burst, still in the cache."""
 
 SPARE_BUFFERS_MAX = 8
 
@@ -37,6 +41,7 @@ class Arena:
         )
         self.connections: set[SecureConnection] = set()
         self.counters: dict[str, int] = {}
+        self.opened = memoryview(bytearray(OPENED_BYTES))  # for one synchronous step at a time
         self._spare: list[memoryview] = []
 
     def lend(self) -> memoryview:

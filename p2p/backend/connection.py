@@ -42,8 +42,9 @@ from p2p.yamux import (
 )
 from p2p.yamux.frame import HEADER_BYTES
 
-BURST_BYTES = 4 * PLAINTEXT_BYTES_MAX
-"""Payload of one Yamux frame at most: what other streams wait for. rust-libp2p takes 1 MiB."""
+BURST_BYTES = 8 * PLAINTEXT_BYTES_MAX
+"""Payload of one Yamux frame at most, 512 KiB: what other streams wait for, half a millisecond.
+Four messages instead of eight cost a tenth of the speed; rust-libp2p takes 1 MiB."""
 
 LINGER_S = 10.0
 """How long the peer of a closed stream may take to end its own direction."""
@@ -303,12 +304,14 @@ class SecureConnection(Connection):
 
     def _open(self, opener: Opener, buffer: memoryview, start: int, end: int) -> int:
         """Decrypt and hand out all whole frames; returns where the rest begins."""
-        plaintexts, start = opener.open(buffer, start, end)
+        opened = self._arena.opened
         now = self.heard_at = trio.current_time()
-        for plaintext in plaintexts:
-            events = self.session.receive(plaintext, now)
+        count, start = opener.open(buffer, start, end, opened)
+        while count:
+            events = self.session.receive(opened[:count], now)
             if events:
                 self._hand_out(events)
+            count, start = opener.open(buffer, start, end, opened)
         if self._arena.budget.is_overdrawn:
             self._arena.relieve()
         if self.session.control:

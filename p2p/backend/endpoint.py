@@ -23,7 +23,7 @@ from p2p.errors import DialFailed, HandshakeFailed, LimitExceeded, MalformedAddr
 from p2p.identity import Identity
 from p2p.limits import Limits
 from p2p.multiaddress import Address, Host
-from p2p.noise import StaticKey
+from p2p.noise import StaticKey, faster_ciphers
 
 BACKLOG = 512
 """Connections that the kernel completes while we are busy."""
@@ -53,7 +53,7 @@ class Endpoint:
         self.limits = limits
         self.arena = Arena(limits)
         self.admission = Admission(limits)
-        self._static = StaticKey.certify(identity, muxers=MUXERS)
+        self._static = StaticKey.certify(identity, muxers=MUXERS, ciphers=faster_ciphers())
         self._serve = serve
 
     async def dial(self, address: Address) -> SecureConnection:

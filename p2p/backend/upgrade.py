@@ -235,10 +235,10 @@ class _Sealed(_Lines):
 
     def next_line(self) -> str | None:
         arrived = self.raw.lines.take_surplus()
-        plaintexts, stop = self.opener.open(memoryview(arrived), 0, len(arrived))
+        plaintext = memoryview(bytearray(len(arrived)))
+        count, stop = self.opener.open(memoryview(arrived), 0, len(arrived), plaintext)
         self.raw.lines.feed(arrived[stop:])
-        for plaintext in plaintexts:
-            self.lines.feed(plaintext)
+        self.lines.feed(plaintext[:count])
         return self.lines.next_line()
 
     async def receive_more(self) -> None:

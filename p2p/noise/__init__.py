@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from p2p.noise.cipher import faster_ciphers
 from p2p.noise.frames import PLAINTEXT_BYTES_MAX, Opener, Sealer
 from p2p.noise.handshake import Handshake, Role
 from p2p.noise.payload import RemoteParty, StaticKey
@@ -17,4 +18,5 @@ __all__ = [
     "Role",
     "Sealer",
     "StaticKey",
+    "faster_ciphers",
 ]

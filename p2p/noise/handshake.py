@@ -19,10 +19,10 @@ import hmac
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
-from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from p2p.errors import HandshakeFailed, InvariantViolation
-from p2p.noise.frames import TAG_BYTES, Opener, Sealer, nonce_of
+from p2p.noise.cipher import CHACHAPOLY, Aead, agree
+from p2p.noise.frames import TAG_BYTES, Opener, Sealer
 from p2p.noise.payload import RemoteParty, StaticKey, authenticate
 
 PROTOCOL_NAME = b"Noise_XX_25519_ChaChaPoly_SHA256"
@@ -115,10 +115,11 @@ class Handshake:
         """The two directions of the finished handshake, and who is at the other end."""
         if not self.is_complete or self._remote is None:
             raise InvariantViolation("a Noise handshake was split before its end")
-        to_responder, to_initiator = self._symmetric.split()
-        if self._role is Role.INITIATOR:
-            return Sealer(to_responder), Opener(to_initiator), self._remote
-        return Sealer(to_initiator), Opener(to_responder), self._remote
+        cipher = agree(self._static.ciphers, self._remote.ciphers)
+        sending, receiving = self._symmetric.split()
+        if self._role is Role.RESPONDER:
+            sending, receiving = receiving, sending
+        return Sealer(sending, cipher), Opener(receiving, cipher), self._remote
 
     def _write_ephemeral(self) -> bytes:
         public = self._ephemeral.public_key().public_bytes_raw()
@@ -154,7 +155,7 @@ class _SymmetricState:
     def __init__(self, prologue: bytes) -> None:
         self._hash = PROTOCOL_NAME  # exactly 32 bytes, so it is not hashed
         self._chaining_key = PROTOCOL_NAME
-        self._cipher: ChaCha20Poly1305 | None = None
+        self._aead: Aead | None = None
         self._nonce = 0
         self.mix_hash(prologue)
 
@@ -163,22 +164,24 @@ class _SymmetricState:
 
     def mix_key(self, secret: bytes) -> None:
         self._chaining_key, key = _hkdf(self._chaining_key, secret)
-        self._cipher = ChaCha20Poly1305(key)
+        self._aead = CHACHAPOLY.with_key(key)
         self._nonce = 0
 
     def encrypt_and_hash(self, plaintext: bytes) -> bytes:
         ciphertext = plaintext
-        if self._cipher is not None:
-            ciphertext = self._cipher.encrypt(nonce_of(self._nonce), plaintext, self._hash)
+        if self._aead is not None:
+            ciphertext = self._aead.encrypt(CHACHAPOLY.nonce_of(self._nonce), plaintext, self._hash)
             self._nonce += 1
         self.mix_hash(ciphertext)
         return ciphertext
 
     def decrypt_and_hash(self, ciphertext: bytes) -> bytes:
         plaintext = ciphertext
-        if self._cipher is not None:
+        if self._aead is not None:
             try:
-                plaintext = self._cipher.decrypt(nonce_of(self._nonce), ciphertext, self._hash)
+                plaintext = self._aead.decrypt(
+                    CHACHAPOLY.nonce_of(self._nonce), ciphertext, self._hash
+                )
             except InvalidTag as error:
                 raise HandshakeFailed("a Noise message is not authentic") from error
             self._nonce += 1

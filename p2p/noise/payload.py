@@ -1,4 +1,4 @@
-"""The identity payload of a Noise handshake: who holds this static key, and which muxers it speaks.
+"""The identity payload of a Noise handshake: who holds this static key, and what it speaks.
 
 The rule: a payload that decodes proves that the owner of an Ed25519 identity signed exactly the
 static key that this handshake used (libp2p Noise spec, "Static Key Authentication"):
@@ -11,6 +11,7 @@ data and extensions that are not known are tolerated and ignored.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -22,16 +23,17 @@ from p2p.noise.payload_pb2 import NoiseExtensions, NoiseHandshakePayload
 
 SIGNATURE_PREFIX = b"noise-libp2p-static-key:"
 IDENTITY_KEY_PREFIX = PEER_ID_PREFIX[2:]  # the protobuf of an Ed25519 public key, without the key
-MUXERS_READ_MAX = 16
-"""Stream muxers read from a peer's list; more exist nowhere, and each costs a string."""
+NAMES_READ_MAX = 16
+"""Names read from each of a peer's lists; more exist nowhere, and each costs a string."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteParty:
-    """The authenticated other side: its peer id and the stream muxers that it offered, in order."""
+    """The authenticated other side: its peer id, and what it listed, in its order."""
 
     peer_id: PeerId
     muxers: tuple[str, ...]
+    ciphers: tuple[str, ...]  # of transport messages, beside ChaChaPoly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,19 +43,27 @@ class StaticKey:
     private: X25519PrivateKey
     public: bytes  # 32 bytes
     payload: bytes  # encoded once: the signature covers nothing of a single handshake
+    ciphers: tuple[str, ...] = ()
 
     @classmethod
-    def certify(cls, identity: Identity, *, muxers: tuple[str, ...] = ()) -> StaticKey:
-        """A fresh static key signed by `identity`, offering `muxers` within the handshake."""
+    def certify(
+        cls, identity: Identity, *, muxers: tuple[str, ...] = (), ciphers: tuple[str, ...] = ()
+    ) -> StaticKey:
+        """A fresh static key signed by `identity`, listing `muxers` and `ciphers`."""
         private = X25519PrivateKey.generate()
         public = private.public_key().public_bytes_raw()
-        extensions = NoiseExtensions(stream_muxers=[muxer.encode() for muxer in muxers])
+        extensions = NoiseExtensions(
+            stream_muxers=[muxer.encode() for muxer in muxers],
+            ciphers=[cipher.encode() for cipher in ciphers],
+        )
         message = NoiseHandshakePayload(
             identity_key=IDENTITY_KEY_PREFIX + identity.public_key,
             identity_sig=identity.sign(SIGNATURE_PREFIX + public),
-            extensions=extensions if muxers else None,
+            extensions=extensions if muxers or ciphers else None,
         )
-        return cls(private=private, public=public, payload=message.SerializeToString())
+        return cls(
+            private=private, public=public, payload=message.SerializeToString(), ciphers=ciphers
+        )
 
 
 def authenticate(payload: bytes, static_public: bytes) -> RemoteParty:
@@ -72,9 +82,15 @@ def authenticate(payload: bytes, static_public: bytes) -> RemoteParty:
         raise HandshakeFailed("the identity key is not an Ed25519 key")
     if not verify(key, SIGNATURE_PREFIX + static_public, message.identity_sig):
         raise HandshakeFailed("the static key is not signed by the identity key")
-    offered = message.extensions.stream_muxers[:MUXERS_READ_MAX]
-    muxers = tuple(muxer.decode("utf-8", "replace") for muxer in offered)
-    return RemoteParty(peer_id=PeerId.from_public_key(key), muxers=muxers)
+    return RemoteParty(
+        peer_id=PeerId.from_public_key(key),
+        muxers=_names(message.extensions.stream_muxers),
+        ciphers=_names(message.extensions.ciphers),
+    )
+
+
+def _names(listed: Sequence[bytes]) -> tuple[str, ...]:
+    return tuple(name.decode("utf-8", "replace") for name in listed[:NAMES_READ_MAX])
 
 
 __all__ = ["RemoteParty", "StaticKey", "authenticate"]

@@ -84,8 +84,8 @@ class Session:
 
     # Receiving
 
-    def receive(self, data: bytes, now: float) -> list[Event]:
-        """Take the next plaintext, cut anywhere.
+    def receive(self, data: bytes | memoryview, now: float) -> list[Event]:
+        """Take the next plaintext, cut anywhere; what is kept of it is copied.
 
         Raises:
             ProtocolViolation: the session must end, best after `go_away`.
@@ -94,7 +94,7 @@ class Session:
         offset, end = 0, len(data)
         while offset < end:
             if self._body_bytes:
-                piece = data[offset : offset + self._body_bytes]  # the whole: the object itself
+                piece = data[offset : offset + self._body_bytes]
                 offset += len(piece)
                 self._receive_body(piece, events)
             elif self._partial_header or end - offset < HEADER_BYTES:
@@ -186,7 +186,7 @@ class Session:
         if length == 0:
             self._finish_body(events)
 
-    def _receive_body(self, piece: bytes, events: list[Event]) -> None:
+    def _receive_body(self, piece: bytes | memoryview, events: list[Event]) -> None:
         count = len(piece)
         self._body_bytes -= count
         stream = self._body_stream
@@ -199,7 +199,7 @@ class Session:
         if self._body_bytes == 0:
             self._finish_body(events)
 
-    def _keep(self, stream: StreamState, piece: bytes, events: list[Event]) -> None:
+    def _keep(self, stream: StreamState, piece: bytes | memoryview, events: list[Event]) -> None:
         if not stream.pieces:
             events.append(Readable(stream))
         stream.put(piece)

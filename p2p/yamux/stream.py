@@ -90,8 +90,8 @@ class StreamState:
         """Whether nothing is left to read and nothing can come."""
         return self.receive_side is not Side.OPEN and not self.pieces
 
-    def put(self, piece: bytes) -> None:
-        """Append received bytes (the session has accounted for them)."""
+    def put(self, piece: bytes | memoryview) -> None:
+        """Append a copy of received bytes (the session has accounted for them)."""
         pieces = self.pieces
         if len(piece) <= MERGE_BYTES_MAX and pieces:
             last = pieces[-1]
@@ -101,7 +101,7 @@ class StreamState:
                 else:
                     pieces[-1] = bytearray(last + piece)
                 return
-        pieces.append(piece)
+        pieces.append(bytes(piece))
 
     def take(self, bytes_max: int | None, now: float) -> bytes:
         """Up to `bytes_max` received bytes, at least one; the caller checked that there are some.

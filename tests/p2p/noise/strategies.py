@@ -38,6 +38,15 @@ def finished_pair() -> tuple[Session, Session]:
     return dialler.split(), listener.split()
 
 
+def opened(
+    opener: Opener, wire: bytes, start: int = 0, end: int | None = None
+) -> tuple[bytes, int]:
+    """What `Opener.open` makes of `wire[start:end]`, and where the rest begins."""
+    out = memoryview(bytearray(len(wire)))
+    count, stop = opener.open(memoryview(wire), start, len(wire) if end is None else end, out)
+    return bytes(out[:count]), stop
+
+
 def corrupt(message: bytes, rng: random.Random) -> bytes:
     """The message with one thing wrong: a bit, its end, something more, or all of it."""
     match rng.randrange(4):

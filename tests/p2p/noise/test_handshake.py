@@ -9,7 +9,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from p2p.errors import HandshakeFailed, InvariantViolation
 from p2p.identity import Identity
-from p2p.noise import Handshake, Role, StaticKey
+from p2p.noise import Handshake, Role, StaticKey, faster_ciphers
+from p2p.noise.cipher import AESGCM, CHACHAPOLY, Cipher
 from p2p.noise.payload import SIGNATURE_PREFIX, authenticate
 from p2p.noise.payload_pb2 import NoiseHandshakePayload
 from tests.p2p.noise.strategies import (
@@ -21,6 +22,7 @@ from tests.p2p.noise.strategies import (
     corrupt,
     finished_pair,
     new_pair,
+    opened,
 )
 
 
@@ -36,8 +38,40 @@ def test_the_directions_fit_and_differ() -> None:
     (seal_up, open_down, _), (seal_down, open_up, _) = finished_pair()
     up, down = seal_up.seal(b"up"), seal_down.seal(b"down")
     assert up[2:] != seal_down.seal(b"up")[2:]
-    assert open_up.open(memoryview(up), 0, len(up)) == ([b"up"], len(up))
-    assert open_down.open(memoryview(down), 0, len(down)) == ([b"down"], len(down))
+    assert opened(open_up, up) == (b"up", len(up))
+    assert opened(open_down, down) == (b"down", len(down))
+
+
+AES, NONE = ("AESGCM",), ()
+
+
+@pytest.mark.parametrize(
+    ("dialler_lists", "listener_lists", "agreed"),
+    [
+        (AES, AES, AESGCM),
+        (AES, NONE, CHACHAPOLY),
+        (NONE, AES, CHACHAPOLY),
+        (("a cipher to come", *AES), AES, AESGCM),
+        (("a cipher to come",), ("a cipher to come",), CHACHAPOLY),
+    ],
+)
+def test_both_sides_agree_on_a_cipher_that_both_list(
+    dialler_lists: tuple[str, ...], listener_lists: tuple[str, ...], agreed: Cipher
+) -> None:
+    dialler = Handshake(Role.INITIATOR, StaticKey.certify(DIALLER, ciphers=dialler_lists))
+    listener = Handshake(Role.RESPONDER, StaticKey.certify(LISTENER, ciphers=listener_lists))
+    listener.read(dialler.write())
+    dialler.read(listener.write())
+    listener.read(dialler.write())
+    (seal_up, open_down, _), (seal_down, open_up, _) = dialler.split(), listener.split()
+    assert {each.cipher for each in (seal_up, open_down, seal_down, open_up)} == {agreed}
+    assert opened(open_up, seal_up.seal(b"up"))[0] == b"up"
+    assert opened(open_down, seal_down.seal(b"down"))[0] == b"down"
+
+
+def test_only_a_faster_cipher_is_listed() -> None:
+    assert set(faster_ciphers()) <= {"AESGCM"}
+    assert faster_ciphers() is faster_ciphers()  # measured once a process
 
 
 def test_turns_are_kept() -> None:
@@ -139,7 +173,7 @@ def test_fuzz_a_corrupted_handshake_fails_or_is_none() -> None:
         sessions += 1
         (sealer, _, _), (_, opener, _) = dialler.split(), listener.split()
         frame = sealer.seal(b"hello")
-        assert opener.open(memoryview(frame), 0, len(frame))[0] == [b"hello"]
+        assert opened(opener, frame)[0] == b"hello"
     assert sessions < FUZZ_INPUTS / 50  # a corruption that cuts nothing off, now and then
 
 
