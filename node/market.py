@@ -71,7 +71,7 @@ class Market:
             with trio.move_on_after(LEARNING_DELAY_S):
                 await self._chain.wait_for_block()
             neuron = await open_neuron(self._config, self._identity.peer_id, self._corpus)
-            model = served(neuron)
+            model = served(neuron, learns=self._config.train)
         server = self.server = Server(
             self._network,
             model,

@@ -29,8 +29,9 @@ class Model(Protocol):
 
     A model that can be trained by others also has
     `backward(parts, gradient, *, share) -> Sequence[Array]`: apply the output gradient
-    `[bs, seq, dim]`, clipped and scaled by `share` in [0, 1], and return the input gradient of
-    every part but TEXT (those shaped like their parts).
+    `[bs, seq, dim]`, clipped to a norm of its own and scaled by `share` in [0, 1], and return the
+    input gradient of every part but TEXT (those shaped like their parts). The shares of an interval
+    have a bounded sum (`gradient_allowance`); 0 says to apply nothing.
 
     A model that takes microseconds and never waits may have `is_instant = True`: small requests
     then run where they are, as a worker thread would cost more than they do.

@@ -1,10 +1,12 @@
 """One call of the model for a batch of requests: join, run, part, check, sign. In a worker thread.
 
 Rule: nobody sees another's rows. Inputs have been checked before they are joined, outputs are
-checked per request, and a receipt speaks of one request only.
+checked per request, and a receipt speaks of one request only. Nothing is padded: only requests of
+one row shape are joined. What callers teach the model is bounded per interval.
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import trio
 
+from node.gradient_allowance import GradientAllowance
 from node.model import Array, Model
 from p2p.identity import PeerId
 from tensorwire import (
@@ -73,7 +76,7 @@ class ModelCaller:
     """Runs one model; safe to use from several threads where the model is.
 
     `server` is our own peer id in bytes, `sign` its key (None: no receipts), `context` the chain
-    id.
+    id. `clock` gives seconds, for what callers may teach the model in an interval.
     """
 
     def __init__(
@@ -83,11 +86,15 @@ class ModelCaller:
         server: bytes,
         sign: Callable[[bytes], bytes] | None,
         context: bytes,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
         self._server = server
         self._sign = sign
         self._context = context
+        self._clock = clock
+        self._allowance = GradientAllowance()
+        self._allowance_lock = threading.Lock()
 
     def run(self, jobs: Sequence[Job], services: Sequence[Service]) -> Ran:
         """Run the model, in a worker thread: (its seconds, an answer per job)."""
@@ -113,8 +120,7 @@ class ModelCaller:
         if isinstance(first, Backward):
             train: Callable[..., Sequence[Array]] = self._model.backward  # type: ignore[attr-defined]
             gradient = first.gradient.to_numpy()
-            share = services[0].share_ppm / SHARE_ONE_PPM
-            arrays = train(first.parts, gradient, share=share)
+            arrays = train(first.parts, gradient, share=self._taken(jobs[0].peer, services[0]))
             modalities = [spec.modality for spec in gradient_specs(jobs[0].head.inputs)]
             return [list(zip(modalities, arrays, strict=True))]
         if len(jobs) == 1:
@@ -130,6 +136,12 @@ class ModelCaller:
         return [
             [(Modality.TENSOR, rows_of_job)] for rows_of_job in np.split(output, ends[:-1], axis=0)
         ]
+
+    def _taken(self, sender: PeerId, service: Service) -> float:
+        """How much of a sender's gradient is applied: its share, or what the interval leaves."""
+        with self._allowance_lock:
+            share = service.share_ppm / SHARE_ONE_PPM
+            return self._allowance.take(sender, share, now_s=self._clock())
 
     def _packed(self, job: Job, service: Service, arrays: list[tuple[Modality, Array]]) -> Answer:
         """An answer frame's content, checked as the caller will check it, with its receipt."""

@@ -61,11 +61,11 @@ async def open_neuron(config: Config, peer_id: PeerId, corpus: Corpus) -> Neuron
     return await trio.to_thread.run_sync(make, abandon_on_cancel=True)  # type: ignore[call-arg]
 
 
-def served(neuron: Neuron) -> Model:
-    """The learner as what an exchange server serves."""
-    from node.neuron.serving import ServedNeuron
+def served(neuron: Neuron, *, learns: bool) -> Model:
+    """The learner as what an exchange server serves; one that `learns` is taught by callers too."""
+    from node.neuron.serving import ServedNeuron, TaughtNeuron
 
-    return ServedNeuron(neuron)
+    return TaughtNeuron(neuron) if learns else ServedNeuron(neuron)
 
 
 async def learn(

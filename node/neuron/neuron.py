@@ -10,7 +10,8 @@ seq]`, representations and their gradients float32 `[batch, seq, dim]`.
 
 import math
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,8 @@ BATCH_ROWS = 8
 SEQUENCE = 64
 LEARNING_RATE = 4e-3
 GRADIENT_NORM_MAX = 1.0  # of one step
-FOREIGN_NORM_MAX = 0.1  # of what one caller's gradient may add to a step
+FOREIGN_NORM_MAX = 0.1  # of one caller's gradient
+FOREIGN_RATE = 0.1  # 160 gradients an interval move us by 160 · .1 · .1: one Adam step's √n · .004
 MEASURE_ROWS = 32
 TOP_K = 4  # peers asked per step; more cost bandwidth for little
 EXPLORE = 0.5  # standard deviation of the noise in the choice of peers
@@ -58,37 +60,37 @@ class Neuron:
         self._lock = threading.Lock()
         self._slots: dict[str, int] = {}
         self._liking = np.zeros(PEERS_MAX)  # running mean of gate logits: the past only
-        self._foreign: list[Tensor | None] = [None] * len(list(self._model.trunk.parameters()))
         self._measured = torch.from_numpy(corpus.measure(rows=MEASURE_ROWS, length=SEQUENCE + 1))
 
     # What others ask.
 
     def represent(self, tokens: Tokens) -> Array:
         """Serve trunk_i(x): tokens `[batch, seq]` to `[batch, seq, dim]` float32."""
-        with self._lock, torch.inference_mode():
+        with self._as_served(), torch.inference_mode():
             answer: Array = self._model.trunk(torch.from_numpy(tokens)).numpy()
         return answer
 
-    def absorb(self, tokens: Tokens, gradient: Array, *, share: float) -> None:
-        """Take a caller's loss gradient at our answer, to join the next step.
+    def absorb(self, lessons: Sequence[tuple[Tokens, Array]], *, share: float) -> None:
+        """Take a caller's loss gradients at our answers, one request's: (tokens, gradient) each.
 
-        It is clipped, then scaled by `share` in [0, 1], the caller's part of the demand.
+        Together they are clipped, then scaled by `share` in [0, 1], and applied by plain descent:
+        the trunk moves by at most share · FOREIGN_NORM_MAX · FOREIGN_RATE. (Adam would make a full
+        step of a gradient however small, and a clipped sum would crowd out our own.)
         """
-        with self._lock:
+        if share <= 0 or not lessons:
+            return
+        with self._as_served():
             parameters = list(self._model.trunk.parameters())
-            output = self._model.trunk(torch.from_numpy(tokens))
-            gradients = torch.autograd.grad(
-                output, parameters, torch.from_numpy(np.array(gradient)), allow_unused=True
-            )
+            outputs = [self._model.trunk(torch.from_numpy(tokens)) for tokens, _ in lessons]
+            given = [torch.from_numpy(np.array(gradient)) for _, gradient in lessons]
+            gradients = torch.autograd.grad(outputs, parameters, given)
             norm = _norm(gradients)
-            if not np.isfinite(norm) or norm == 0.0:
+            if not math.isfinite(norm) or norm == 0.0:
                 return
-            scale = share * min(1.0, FOREIGN_NORM_MAX / norm)
-            for index, addition in enumerate(gradients):
-                if addition is not None:
-                    held = self._foreign[index]
-                    scaled = addition * scale
-                    self._foreign[index] = scaled if held is None else held + scaled
+            step = FOREIGN_RATE * share * min(1.0, FOREIGN_NORM_MAX / norm)
+            with torch.no_grad():
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    parameter.sub_(gradient, alpha=step)
 
     # What we ask.
 
@@ -150,10 +152,20 @@ class Neuron:
 
     def held_out_loss(self) -> float:
         """Measure the loss on the held-out text, the student in place of the network."""
-        with self._lock, torch.inference_mode():
+        with self._as_served(), torch.inference_mode():
             inputs, targets = self._measured[:, :-1], self._measured[:, 1:]
             own = self._model.trunk(inputs)
             return float(cross_entropy(self._model.head(own, self._model.student(own)), targets))
+
+    @contextmanager
+    def _as_served(self) -> Iterator[None]:
+        """Alone with the model, in eval mode: what training randomises is not for others."""
+        with self._lock:
+            self._model.eval()
+            try:
+                yield
+            finally:
+                self._model.train()
 
     def _contributions(
         self, own: Tensor, guess: Tensor, seated: Sequence[str], arrived: Mapping[str, Tensor]
@@ -180,11 +192,6 @@ class Neuron:
         return functional.layer_norm(fitted, (self.dim,))
 
     def _step(self) -> None:
-        for index, parameter in enumerate(self._model.trunk.parameters()):
-            foreign = self._foreign[index]
-            if foreign is not None and parameter.grad is not None:
-                parameter.grad += foreign
-            self._foreign[index] = None
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), GRADIENT_NORM_MAX)
         self._optimiser.step()
 
@@ -207,5 +214,5 @@ class Neuron:
                 self._model.gate.keys[free].zero_()
 
 
-def _norm(gradients: Iterable[Tensor | None]) -> float:
-    return math.sqrt(sum(float(g.pow(2).sum()) for g in gradients if g is not None))
+def _norm(gradients: Iterable[Tensor]) -> float:
+    return math.sqrt(sum(float(gradient.pow(2).sum()) for gradient in gradients))

@@ -14,7 +14,7 @@ from .neuron import Array, Neuron
 
 
 class ServedNeuron:
-    """A `Neuron` as the `Model` of an exchange server: TEXT of bytes, trained by callers too."""
+    """A `Neuron` as the `Model` of an exchange server: TEXT of bytes."""
 
     modalities = frozenset({Modality.TEXT})
     vocabulary = VOCABULARY
@@ -28,14 +28,19 @@ class ServedNeuron:
         encoded = [self._neuron.represent(_tokens(part)) for part in parts]
         return encoded[0] if len(encoded) == 1 else np.concatenate(encoded, axis=1)
 
+
+class TaughtNeuron(ServedNeuron):
+    """As served, and trained by callers too."""
+
     def backward(self, parts: Sequence[Part], gradient: Array, *, share: float) -> list[Array]:
         """Learn from a caller's gradient; TEXT has no input gradient to return."""
-        first = 0
+        lessons, first = [], 0
         for part in parts:
             tokens = _tokens(part)
             own = gradient[:, first : first + tokens.shape[1]]
-            self._neuron.absorb(tokens, np.ascontiguousarray(own), share=share)
+            lessons.append((tokens, np.ascontiguousarray(own)))
             first += tokens.shape[1]
+        self._neuron.absorb(lessons, share=share)
         return []
 
 

@@ -82,8 +82,8 @@ def test_a_callers_gradient_moves_the_served_model_a_bounded_step(corpus: Corpus
     tokens = learner.batch()[:, :-1]
     before = learner.represent(tokens)
     huge = np.full_like(before, 1e30)
-    learner.absorb(tokens, huge, share=1.0)
-    learner.absorb(tokens, np.full_like(before, np.nan), share=1.0)
+    learner.absorb([(tokens, huge)], share=1.0)
+    learner.absorb([(tokens, np.full_like(before, np.nan))], share=1.0)
     learner.learn(learner.batch(), [], {})
     after = learner.represent(tokens)
     assert np.isfinite(after).all()
