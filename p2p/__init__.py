@@ -21,6 +21,7 @@ from p2p.errors import (
     LookupFailed,
     MalformedAddress,
     MalformedPeerId,
+    MessageRefused,
     NetworkClosed,
     NetworkError,
     NotConnected,
@@ -33,6 +34,7 @@ from p2p.errors import (
     StreamError,
     StreamReset,
 )
+from p2p.gossipsub import GossipOptions
 from p2p.identity import Identity, PeerId
 from p2p.limits import Limits
 from p2p.network import (
@@ -59,6 +61,7 @@ __all__ = [
     "ContentRouting",
     "DialFailed",
     "Direction",
+    "GossipOptions",
     "HandshakeFailed",
     "Identity",
     "InvalidRecord",
@@ -69,6 +72,7 @@ __all__ = [
     "MalformedAddress",
     "MalformedPeerId",
     "Message",
+    "MessageRefused",
     "Network",
     "NetworkClosed",
     "NetworkError",

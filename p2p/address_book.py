@@ -1,13 +1,13 @@
 """The address book: where peers said, or proved, that they can be dialled.
 
 The rule: bounded in peers and in addresses per peer, and what was proved by a dial comes first.
-Full of peers, the one touched longest ago is forgotten; full of addresses, the least recently
-confirmed.
+Full of peers, the one touched longest ago is forgotten; full of addresses, claims are left out and
+a proved one takes the place of the least recently confirmed. Both are counted.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
 from p2p.errors import MalformedAddress
@@ -22,6 +22,7 @@ class AddressBook:
         self._peers_max = peers_max
         self._addresses_per_peer_max = addresses_per_peer_max
         self._addresses: OrderedDict[PeerId, list[Address]] = OrderedDict()
+        self.counts: Counter[str] = Counter()
 
     def add(self, peer_id: PeerId, addresses: Iterable[str]) -> None:
         """Remember claimed addresses behind those already known.
@@ -32,8 +33,12 @@ class AddressBook:
         for text in addresses:
             address = _address_of_peer(text, peer_id)
             known = self._known(peer_id)
-            if address not in known and len(known) < self._addresses_per_peer_max:
+            if address in known:
+                continue
+            if len(known) < self._addresses_per_peer_max:
                 known.append(address)
+            else:
+                self.counts["addresses_left_out"] += 1
 
     def confirm(self, address: Address) -> None:
         """A dial to `address` met the peer that it names: it is tried first from now on."""
@@ -64,6 +69,7 @@ class AddressBook:
         self._addresses.move_to_end(peer_id)
         while len(self._addresses) > self._peers_max:
             self._addresses.popitem(last=False)
+            self.counts["address_book_peers_forgotten"] += 1
         return known
 
 

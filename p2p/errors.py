@@ -8,6 +8,7 @@ of a library below; each is cheap to raise and ends at most one call, stream or 
     ├── MalformedPeerId                 text or bytes that are not an Ed25519 peer id
     ├── PortInUse                       ours: another socket already listens there
     ├── PayloadTooLarge                 ours: a message over its topic's payload_bytes_max
+    ├── MessageRefused                  ours: a message that the topic's own judge here rejects
     ├── NetworkClosed                   ours: the network has been closed, or is closing
     ├── NotConnected                    no connection to that peer, and none was to be made
     ├── DialFailed                      no address of the peer could be reached in time
@@ -56,6 +57,10 @@ class PayloadTooLarge(NetworkError, ValueError):
         super().__init__(f"{payload_bytes} bytes, the topic allows {payload_bytes_max}")
         self.payload_bytes = payload_bytes
         self.payload_bytes_max = payload_bytes_max
+
+
+class MessageRefused(NetworkError, ValueError):
+    """A message that the topic's judge on this node rejects; nothing was sent."""
 
 
 class NetworkClosed(NetworkError):
@@ -132,6 +137,7 @@ __all__ = [
     "LookupFailed",
     "MalformedAddress",
     "MalformedPeerId",
+    "MessageRefused",
     "NetworkClosed",
     "NetworkError",
     "NotConnected",

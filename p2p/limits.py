@@ -20,7 +20,7 @@ class Limits:
     """All bounds; the comment after each is its reason. `ValueError` when one is not positive."""
 
     # Connections and handshakes
-    connections_max: int = 512  # full: the newest stranger is refused, our own dials keep 1/4
+    connections_max: int = 512  # 3/4 for strangers, of whom idle ones make room; full: refused
     connections_per_ip_max: int = 64  # a household or a data-centre gateway, not a sybil farm
     half_open_max: int = 256  # full: the oldest half-open socket is dropped, not the newest
     half_open_per_ip_max: int = 64  # one address cannot fill the table; its own oldest is dropped
@@ -43,19 +43,19 @@ class Limits:
 
     # Yamux windows (bytes that a peer may send ahead of the reader)
     window_bytes_max: int = 16 * MIB  # auto-tuned up to here: 1 Gbit/s at 128 ms
-    connection_buffer_bytes_max: int = 64 * MIB  # all windows granted on one connection
-    process_buffer_bytes_max: int = 256 * MIB  # all windows granted beyond the initial ones
+    connection_buffer_bytes_max: int = 64 * MIB  # the same for one connection
+    process_buffer_bytes_max: int = 256 * MIB  # windows beyond the initial ones; bytes unread
 
     # Peers
     peers_low: int = 8  # fewer: dial more, from bootstrap, address book and DHT
-    peers_high: int = 96  # more: the least useful inbound strangers are disconnected
+    peers_high: int = 96  # more: the least useful strangers are disconnected
     redial_backoff_min_s: float = 0.5  # first retry; doubles with jitter
     redial_backoff_max_s: float = 60.0  # for strangers
     redial_wanted_max_s: float = 3.0  # for bootstrap and lost mesh peers: rejoined within 10 s
     ban_s: float = 600.0  # bans expire
     bans_max: int = 4096  # full: the ban that ends first is forgotten
     address_book_peers_max: int = 4096  # full: the peer unseen for longest is forgotten
-    addresses_per_peer_max: int = 16  # full: the oldest is forgotten
+    addresses_per_peer_max: int = 16  # full: claims are left out, proofs replace the oldest
     identify_bytes_max: int = 8 * KIB  # one identify message
     protocols_per_peer_max: int = 128  # remembered from identify
 
@@ -64,15 +64,15 @@ class Limits:
     gossip_rpc_bytes_max: int = 4 * MIB  # one RPC: a message, its envelope and control
     topics_max: int = 128  # subscribed here
     topics_per_peer_max: int = 256  # announced by one peer
-    validations_concurrent_max: int = 64  # per topic; more: the message is dropped and counted
-    outbound_rpcs_max: int = 1024  # queued to one slow peer; then own messages first, gossip last
+    validations_concurrent_max: int = 64  # async judges per topic; 1,024 messages more may wait
+    outbound_rpcs_max: int = 1024  # messages queued to one peer; more are announced to it later
 
     # Distributed hash table
     records_max: int = 16_384  # full: the record furthest from our key is dropped
     record_bytes_max: int = 16 * KIB  # signed pointers, not bodies
-    providers_per_key_max: int = 128  # enough to find peers; not a directory
+    providers_per_key_max: int = 128  # enough to find peers; full: newcomers are refused
     provided_keys_per_peer_max: int = 256  # one stranger cannot fill the provider table
-    provider_keys_max: int = 16_384  # full: the oldest record is dropped
+    provider_keys_max: int = 16_384  # full: the key furthest from ours is dropped
     table_peers_per_subnet_max: int = 16  # per /24 in the whole routing table (sybils)
     lookup_timeout_s: float = 20.0  # one iterative lookup
     lookup_request_timeout_s: float = 3.0  # one peer inside it

@@ -172,6 +172,7 @@ class PubSub(Protocol):
 
         Raises:
             PayloadTooLarge: over the topic's `payload_bytes_max`.
+            MessageRefused: this node subscribes to the topic, and its judge says REJECT.
         """
         ...
 

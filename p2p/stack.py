@@ -17,7 +17,7 @@ import trio
 from p2p.backend.switch import open_switch
 from p2p.discovery import PeerKeeper
 from p2p.errors import MalformedAddress
-from p2p.gossipsub import Gossipsub, open_gossip
+from p2p.gossipsub import GossipOptions, Gossipsub, open_gossip
 from p2p.identity import Identity, PeerId
 from p2p.kademlia import PROTOCOL as KADEMLIA_PROTOCOL
 from p2p.kademlia import Kademlia, RecordValidator, open_kademlia
@@ -36,11 +36,12 @@ from p2p.network import (
     Validator,
 )
 from p2p.peer_file import load_addresses, save_addresses
+from p2p.peer_use import PeerUses
 from p2p.switch import SwitchEvent
 from p2p.switchboard import Switchboard
 
 PEERS_FILE = "peers.json"
-KADEMLIA_FILE = "kademlia.json"
+KADEMLIA_FILE = "kademlia.table"
 
 SAVE_INTERVAL_S = 60.0
 """A node that is killed loses at most a minute of new addresses."""
@@ -54,6 +55,7 @@ async def open_network(
     bootstrap: Sequence[str] = (),
     limits: Limits | None = None,
     data_dir: Path | None = None,
+    gossip: GossipOptions | None = None,
     kademlia_protocol: str = KADEMLIA_PROTOCOL,
     record_validators: Mapping[str, RecordValidator] | None = None,
     rng: random.Random | None = None,
@@ -68,6 +70,7 @@ async def open_network(
             error: they are tried again until they can.
         limits: every bound; the defaults suit a node on the Internet.
         data_dir: where addresses and the DHT table are kept between runs; None keeps none.
+        gossip: mesh, scores and the rules of single topics; the defaults suit thousands of nodes.
         kademlia_protocol: another id makes another DHT; `/ipfs/kad/1.0.0` is the public one.
         record_validators: judges of DHT records by namespace; others than these do not exist.
         rng: chance for jitter and mesh choices; a seeded one makes a run repeatable.
@@ -85,6 +88,7 @@ async def open_network(
             identity,
             bootstrap=starts,
             data_dir=data_dir,
+            gossip=gossip,
             kademlia_protocol=kademlia_protocol,
             record_validators=record_validators,
             rng=rng,
@@ -100,19 +104,28 @@ async def open_stack(
     *,
     bootstrap: Sequence[Address],
     data_dir: Path | None = None,
+    gossip: GossipOptions | None = None,
     kademlia_protocol: str = KADEMLIA_PROTOCOL,
     record_validators: Mapping[str, RecordValidator] | None = None,
     rng: random.Random | None = None,
 ) -> AsyncIterator[Network]:
     """Gossipsub, Kademlia and the peer keeper on a switch that exists, while the block lasts."""
     rng = rng or random.Random()
+    gossip = gossip or GossipOptions()
     table_path = None if data_dir is None else data_dir / KADEMLIA_FILE
     peers_path = None if data_dir is None else data_dir / PEERS_FILE
     if peers_path is not None:
         load_addresses(peers_path, switch.book)
     async with (
         open_background() as nursery,
-        open_gossip(switch, identity=identity, rng=rng) as gossip,
+        open_gossip(
+            switch,
+            identity=identity,
+            parameters=gossip.mesh,
+            scoring=gossip.scoring,
+            topic_rules=gossip.topics,
+            rng=rng,
+        ) as pubsub,
         open_kademlia(
             switch,
             protocol=kademlia_protocol,
@@ -121,7 +134,7 @@ async def open_stack(
             rng=rng,
         ) as kademlia,
     ):
-        network = StackedNetwork(switch, gossip, kademlia, bootstrap, rng)
+        network = StackedNetwork(switch, pubsub, kademlia, bootstrap, rng)
         nursery.start_soon(network.keeper.run)
         if peers_path is not None:
             nursery.start_soon(_save_regularly, peers_path, switch)
@@ -148,7 +161,8 @@ class StackedNetwork(Network):
         self._gossip = gossip
         self._kademlia = kademlia
         self._subscriptions: Counter[str] = Counter()
-        self.keeper = PeerKeeper(switch, bootstrap, self._is_useful, gossip.score, rng)
+        self._uses = PeerUses()
+        self.keeper = PeerKeeper(switch, bootstrap, self._uses, self._is_meshed, gossip.score, rng)
 
     # Peers
 
@@ -169,7 +183,9 @@ class StackedNetwork(Network):
         return self._switch.peers
 
     async def connect(self, address: str) -> PeerId:
-        return await self._switch.connect(address)
+        peer_id = await self._switch.connect(address)
+        self._uses.connected_to(peer_id)
+        return peer_id
 
     async def disconnect(self, peer_id: PeerId) -> None:
         self.keeper.dismiss(peer_id)
@@ -190,16 +206,21 @@ class StackedNetwork(Network):
         return self._switch.addresses_of(peer_id)
 
     def counters(self) -> dict[str, int]:
-        parts = (self._switch.counters(), self._gossip.counters(), self._kademlia.counters())
+        parts = (
+            self._switch.counters(),
+            self._switch.book.counts,
+            self._gossip.counters(),
+            self._kademlia.counters(),
+        )
         return {name: value for part in parts for name, value in part.items()}
 
     # Streams
 
     def open_stream(self, peer_id: PeerId, *protocols: str) -> AbstractAsyncContextManager[Stream]:
-        return self._switch.open_stream(peer_id, *protocols)
+        return self._uses.opening(peer_id, self._switch.open_stream(peer_id, *protocols))
 
     async def serve(self, protocol: str, handler: StreamHandler) -> None:
-        self._switch.serve(protocol, handler)
+        self._switch.serve(protocol, self._uses.serving(handler))
         await trio.lowlevel.checkpoint()
 
     async def unserve(self, protocol: str) -> None:
@@ -252,7 +273,7 @@ class StackedNetwork(Network):
     async def get_record(self, key: bytes) -> bytes:
         return await self._kademlia.get_record(key)
 
-    def _is_useful(self, peer_id: PeerId) -> bool:
+    def _is_meshed(self, peer_id: PeerId) -> bool:
         return any(peer_id in self._gossip.mesh_peers(topic) for topic in self._subscriptions)
 
 

@@ -5,16 +5,17 @@ itself is the pure machine `p2p.gossipsub.router.Router`.
 """
 
 from p2p.gossipsub.message import SignaturePolicy, content_id, origin_id
+from p2p.gossipsub.options import GossipOptions
 from p2p.gossipsub.parameters import PROTOCOLS, MeshParameters
 from p2p.gossipsub.score import PeerScoring, TopicScoring
 from p2p.gossipsub.shell import Gossipsub, open_gossip
-from p2p.gossipsub.topic import MessageRefused, TopicRules
+from p2p.gossipsub.topic import TopicRules
 
 __all__ = [
     "PROTOCOLS",
+    "GossipOptions",
     "Gossipsub",
     "MeshParameters",
-    "MessageRefused",
     "PeerScoring",
     "SignaturePolicy",
     "TopicRules",

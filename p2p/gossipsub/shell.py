@@ -24,6 +24,7 @@ import trio
 
 from p2p.errors import (
     LimitExceeded,
+    MessageRefused,
     NetworkClosed,
     PayloadTooLarge,
 )
@@ -56,7 +57,7 @@ from p2p.gossipsub.parameters import PROTOCOLS, TOPIC_BYTES_MAX, MeshParameters
 from p2p.gossipsub.router import Router
 from p2p.gossipsub.score import PeerScoring
 from p2p.gossipsub.subscription import TopicSubscription
-from p2p.gossipsub.topic import MessageRefused, TopicRules
+from p2p.gossipsub.topic import TopicRules
 from p2p.identity import Identity, PeerId
 from p2p.lifetime import open_background
 from p2p.network import (

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from p2p.errors import NetworkError
 from p2p.gossipsub.message import (
     MessageIdFunction,
     SignaturePolicy,
@@ -23,10 +22,6 @@ from p2p.gossipsub.score import TopicScoring
 
 PAYLOAD_BYTES_MAX = 1024 * 1024
 """The default; larger bodies are announced by hash and fetched by stream."""
-
-
-class MessageRefused(NetworkError, ValueError):
-    """Ours: the topic's own judge rejects the message that was to be published."""
 
 
 class Fault(enum.Enum):

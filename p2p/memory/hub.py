@@ -10,14 +10,16 @@ keeper — over another transport, and passes the same contract suite as the one
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
 
 from p2p.connection import Connection, ConnectionSink
 from p2p.errors import DialFailed, LimitExceeded, NetworkClosed, PeerMismatch, PortInUse
+from p2p.gossipsub import GossipOptions
 from p2p.identity import Identity, PeerId
+from p2p.kademlia import RecordValidator
 from p2p.lifetime import open_background
 from p2p.limits import Limits
 from p2p.memory.stream import MemoryConnection, MemoryStream
@@ -49,12 +51,21 @@ class MemoryHub:
         listen: Sequence[str] = (),
         bootstrap: Sequence[str] = (),
         limits: Limits | None = None,
+        gossip: GossipOptions | None = None,
+        record_validators: Mapping[str, RecordValidator] | None = None,
     ) -> AsyncIterator[Network]:
         """As `p2p.open_network`, in this process; chance is that of the hub's seed."""
         starts = bootstrap_addresses(bootstrap)
         rng = random.Random(f"{self._seed}/{identity.peer_id}")
         async with self.open_switch(identity, limits or Limits()) as switch:
-            async with open_stack(switch, identity, bootstrap=starts, rng=rng) as network:
+            async with open_stack(
+                switch,
+                identity,
+                bootstrap=starts,
+                gossip=gossip,
+                record_validators=record_validators,
+                rng=rng,
+            ) as network:
                 await switch.listen(listen)
                 yield network
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +17,6 @@ import p2p
 from p2p import identify
 from p2p.address_book import AddressBook
 from p2p.connection import RawStream
-from p2p.discovery import GRACE_S, LOST_WANTED_S, PeerPlan
 from p2p.guard import HANDLER_GRACE_S
 from p2p.identify_pb2 import Identify as IdentifyMessage
 from p2p.memory import open_hub
@@ -336,104 +333,6 @@ def test_a_spoilt_book_is_left_out(tmp_path: Path, text: str) -> None:
     load_addresses(path, book)
     load_addresses(tmp_path / "none", book)
     assert book.peers == ()
-
-
-# The plan of the peer keeper
-
-
-def plan(bootstrap: Sequence[p2p.PeerId] = (), **limits: int) -> PeerPlan:
-    return PeerPlan(p2p.Limits(**limits), bootstrap, random.Random(1))
-
-
-def test_below_the_low_mark_known_peers_are_dialled() -> None:
-    keeper = plan(peers_low=3)
-    assert len(keeper.to_dial(0, [], PEERS)) == 3
-    assert len(keeper.to_dial(0, PEERS[:2], PEERS)) == 1
-    assert keeper.to_dial(0, PEERS[:3], PEERS) == []
-
-
-def test_bootstrap_peers_are_dialled_at_any_level() -> None:
-    keeper = plan([PEERS[10]], peers_low=1)
-    assert keeper.to_dial(0, PEERS[:5], PEERS[:5]) == [PEERS[10]]
-
-
-def test_backoff_doubles_up_to_its_ceiling() -> None:
-    keeper, now_s, waits = plan(peers_low=1), 0.0, []
-    for _ in range(12):
-        assert keeper.to_dial(now_s, [], PEERS[:1]) == PEERS[:1]
-        keeper.dial_failed(PEERS[0], now_s)
-        start_s = now_s
-        while not keeper.to_dial(now_s, [], PEERS[:1]):
-            now_s += 0.05
-        waits.append(now_s - start_s)
-    assert waits[0] <= 0.6
-    assert LIMITS.redial_backoff_max_s / 2 <= waits[-1] <= LIMITS.redial_backoff_max_s + 0.1
-
-
-def test_a_useful_peer_that_is_lost_is_wanted_for_a_while() -> None:
-    keeper = plan(peers_low=1)
-    keeper.lost(PEERS[0], 0.0, lasted_s=60, was_useful=True)
-    for now_s in range(10):
-        keeper.dial_failed(PEERS[0], float(now_s))
-    due_s = 9.0 + LIMITS.redial_wanted_max_s
-    assert keeper.to_dial(due_s, PEERS[1:4], PEERS[:4]) == [PEERS[0]], "although there are enough"
-    assert keeper.to_dial(LOST_WANTED_S + 1, PEERS[1:4], PEERS[:4]) == []
-
-
-def test_a_peer_that_hangs_up_at_once_is_redialled_ever_more_rarely() -> None:
-    """A peer of another chain accepts the connection and ends it after the status exchange."""
-    keeper, now_s, dials = plan(peers_low=1), 0.0, 0
-    while now_s < 600:
-        if keeper.to_dial(now_s, [], PEERS[:1]):
-            dials += 1
-            keeper.connected(PEERS[0])
-            now_s += 0.5
-            keeper.lost(PEERS[0], now_s, lasted_s=0.5)
-        now_s += 0.1
-    assert dials < 30
-    keeper.lost(PEERS[0], now_s, lasted_s=60)
-    assert keeper.to_dial(now_s + 0.6, [], PEERS[:1]) == PEERS[:1], "a good one is redialled soon"
-
-
-def test_a_dismissed_peer_is_left_alone_until_it_is_back() -> None:
-    keeper = plan(PEERS[:1])
-    keeper.dismiss(PEERS[0])
-    assert keeper.to_dial(1e6, [], PEERS[:1]) == []
-    keeper.connected(PEERS[0])
-    assert keeper.to_dial(1e6, [], PEERS[:1]) == PEERS[:1]
-
-
-def test_above_the_high_mark_young_useless_strangers_are_released() -> None:
-    keeper = plan([PEERS[0]], peers_low=1, peers_high=4)
-    now_s = 10 * GRACE_S
-    inbound, outbound = p2p.Direction.INBOUND, p2p.Direction.OUTBOUND
-    connected = {
-        PEERS[0]: (inbound, 0.0),  # bootstrap
-        PEERS[1]: (outbound, 0.0),  # we wanted it
-        PEERS[2]: (inbound, 1.0),  # useful
-        PEERS[3]: (inbound, 2.0),
-        PEERS[4]: (inbound, 3.0),
-        PEERS[5]: (inbound, now_s - 1),  # too new to judge
-    }
-
-    def released(scores: dict[p2p.PeerId, float], count: int = 6) -> list[p2p.PeerId]:
-        some = dict(list(connected.items())[:count])
-        useful = {PEERS[2]}.__contains__
-        return keeper.to_release(now_s, some, useful, lambda peer: scores.get(peer, 0.0))
-
-    assert released({}) == [PEERS[4], PEERS[3]]
-    assert released({PEERS[3]: -1.0}) == [PEERS[3], PEERS[4]], "the lowest score first"
-    assert released({}, count=4) == []
-
-
-@given(st.lists(st.tuples(st.sampled_from(PEERS), st.floats(0, 100)), max_size=50))
-def test_the_plan_dials_nobody_it_is_connected_to(failures: list[tuple[p2p.PeerId, float]]) -> None:
-    keeper = plan(PEERS[:2])
-    for peer, now_s in failures:
-        keeper.dial_failed(peer, now_s)
-    for dialled in (keeper.to_dial(50.0, PEERS[:5], PEERS), keeper.to_dial(math.inf, [], PEERS)):
-        assert len(dialled) == len(set(dialled))
-    assert not set(keeper.to_dial(math.inf, PEERS[:5], PEERS)) & set(PEERS[:5])
 
 
 # The switchboard's bounds

@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from p2p.errors import LimitExceeded, NetworkClosed, PayloadTooLarge, StreamReset
-from p2p.gossipsub import Gossipsub, MessageRefused, content_id, open_gossip
+from p2p.errors import LimitExceeded, MessageRefused, NetworkClosed, PayloadTooLarge, StreamReset
+from p2p.gossipsub import Gossipsub, content_id, open_gossip
 from p2p.gossipsub.codec import encode_publish, encode_varint
 from p2p.gossipsub.judging import JUDGE_QUEUE_MAX
 from p2p.gossipsub.message import WireMessage
