@@ -102,6 +102,9 @@ class Kademlia:
         return {
             **self.walker.counts,
             **self._service.counts,
+            **self.table.counts,
+            **self._providers.counts,
+            **self._records.counts,
             "kademlia_table_peers": len(self.table),
             "kademlia_provider_announcements": len(self._providers),
             "kademlia_records": len(self._records),

@@ -9,6 +9,7 @@ in the key space, since we are the last node that anybody would ask for it.
 from __future__ import annotations
 
 import bisect
+from collections import Counter
 from dataclasses import dataclass, field
 
 from p2p.identity import PeerId
@@ -63,6 +64,7 @@ class ProviderStore:
         self._by_distance: list[tuple[int, bytes]] = []
         self._peers: dict[PeerId, _Provider] = {}
         self._announcements = 0
+        self.counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return self._announcements
@@ -70,7 +72,12 @@ class ProviderStore:
     def add(
         self, key: bytes, contact: Contact, now_s: float, *, observed: str | None = None
     ) -> bool:
-        """Keep that `contact` provides `key`; False when a bound refuses it."""
+        """Keep that `contact` provides `key`; False when a bound refuses it (counted)."""
+        is_kept = self._add(key, contact, now_s, observed)
+        self.counts["kademlia_announcements_refused"] += not is_kept
+        return is_kept
+
+    def _add(self, key: bytes, contact: Contact, now_s: float, observed: str | None) -> bool:
         known = self._keys.get(key)
         if known is not None and contact.peer_id in known:
             known[contact.peer_id] = now_s
@@ -144,6 +151,7 @@ class ProviderStore:
             farthest_distance, farthest = self._by_distance[-1]
             if own_distance >= farthest_distance:
                 return False
+            self.counts["kademlia_announcements_displaced"] += len(self._keys[farthest])
             for peer_id in list(self._keys[farthest]):
                 self._drop(farthest, peer_id)
         return True

@@ -135,6 +135,7 @@ class RecordStore:
         self._by_distance: list[tuple[int, bytes]] = []
         self._senders: Counter[PeerId] = Counter()
         self._bytes = 0
+        self.counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -153,6 +154,7 @@ class RecordStore:
                 return False
         ours = known.sender if known is not None else None
         if sender != ours and self._senders[sender] >= self._per_sender_max:
+            self.counts["kademlia_records_refused"] += 1
             return False
         if not self._make_room(record, now_s):
             return False
@@ -200,7 +202,9 @@ class RecordStore:
                 continue
             farthest_distance, farthest = self._by_distance[-1]
             if own_distance >= farthest_distance:
+                self.counts["kademlia_records_refused"] += 1
                 return False
+            self.counts["kademlia_records_displaced"] += 1
             self._drop(farthest)
         return True
 

@@ -89,6 +89,7 @@ class RoutingTable:
         self._limit_private_addresses = limit_private_addresses
         self._buckets: dict[int, Bucket] = {}
         self._subnets: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return sum(len(bucket.entries) for bucket in self._buckets.values())
@@ -142,6 +143,7 @@ class RoutingTable:
                 contact = entry.contact
         newcomer = Entry(contact=contact, subnet=subnet, last_seen_s=now_s)
         if not self._subnet_has_room(bucket, subnet):
+            self.counts["kademlia_subnet_full"] += 1
             return None
         if len(bucket.entries) >= self.bucket_size:
             failed = next((e for e in bucket.entries.values() if e.failures), None)

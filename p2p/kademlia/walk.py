@@ -74,7 +74,7 @@ class Walker:
             with contextlib.suppress(trio.WouldBlock):
                 signal.send_nowait(None)
 
-        with trio.move_on_after(self._limits.lookup_timeout_s):
+        with trio.move_on_after(self._limits.lookup_timeout_s) as scope:
             async with trio.open_nursery() as nursery:
                 while True:
                     for contact in lookup.poll(trio.current_time()):
@@ -86,6 +86,7 @@ class Walker:
                 nursery.cancel_scope.cancel()
         lookup.stop()
         self.counts["kademlia_requests"] += lookup.requests
+        self.counts["kademlia_lookups_late"] += scope.cancelled_caught
         for peer_id in lookup.unanswered():
             self.table.failed(peer_id)
 
@@ -105,7 +106,8 @@ class Walker:
         except ProtocolUnsupported:
             self.table.remove(contact.peer_id)
             raise
-        except (NetworkError, trio.TooSlowError):
+        except (NetworkError, trio.TooSlowError) as error:
+            self.counts["kademlia_requests_late"] += isinstance(error, trio.TooSlowError)
             self.table.failed(contact.peer_id)
             raise
         self._answered(contact)

@@ -453,6 +453,7 @@ async def test_bans_are_bounded_and_expire(autojump_clock: trio.testing.MockCloc
         switch.ban(PEERS[0], duration_s=10)
         switch.ban(PEERS[1])
         switch.ban(PEERS[2])
+        assert switch.counters()["bans"] == 3
         assert [switch.is_banned(peer) for peer in PEERS[:3]] == [False, True, True]
         await trio.sleep(101)
         assert not any(map(switch.is_banned, PEERS[:3]))

@@ -1,4 +1,4 @@
-"""Each bound of `Limits` that the switch keeps is reached, and what then happens is counted."""
+"""The bounds of streams, dials and identify are reached, on a switch."""
 
 from __future__ import annotations
 
@@ -125,6 +125,7 @@ async def test_streams_total_max() -> None:
                 nursery.start_soon(hold)
             await until(lambda: refused == 2)
             nursery.cancel_scope.cancel()
+        assert server.counters()["streams_refused"] == 2
         await until(lambda: server._guard.streams == 0)
 
 

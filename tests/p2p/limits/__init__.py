@@ -1,0 +1,1 @@
+"""Every bound of `Limits` is reached: what then happens, and what counts it."""
