@@ -47,6 +47,7 @@ soak: setup      ## a long real network with kills
 	$(RUN) -m node testnet --nodes 4 --blocks 1000 --kill-every 15 $(ARGS)
 
 interop: setup   ## exchange bytes with js-libp2p, go-libp2p and stock py-libp2p
+	@PYTHON=$(PYTHON) .ci/prerequisites npm
 	$(RUN) -m interop.matrix $(ARGS)
 
 clean:           ## remove what set-up and tests made

@@ -2,7 +2,8 @@
 
 The rule: the table is the outcome of a run and is never edited by hand: it stands between two
 markers. `python -m interop.matrix` installs what is missing, runs all and exits with 1 if a trial
-that can be held has failed; `--json` prints the outcomes, `--only TEXT` runs some and writes
+that can be held has failed or a peer cannot be installed. `--check` writes nothing and exits with 1
+also when the table would change; `--json` prints the outcomes; `--only TEXT` runs some and writes
 nothing.
 """
 
@@ -19,7 +20,7 @@ from pathlib import Path
 import trio
 
 from interop.peers.daemon import open_daemon_peer
-from interop.peers.installation import install
+from interop.peers.installation import InstallationFailed, install
 from interop.peers.lines import open_js_peer, open_stock_peer
 from interop.peers.port import NotOffered
 from interop.peers.trials import TRIAL_TIMEOUT_S, TRIALS, OpenPeer, Trial
@@ -101,16 +102,22 @@ def render(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def write(table: str) -> None:
-    """Put the table between its markers in the README; at its end when there are none yet."""
-    text = README.read_text() if README.exists() else "# Interoperability\n"
+def with_table(text: str, table: str) -> str:
+    """The README's text with the table between its markers; at its end when there are none yet."""
     section = f"{BEGIN}\n\n{table}\n\n{END}"
     before, found, rest = text.partition(BEGIN)
     if found:
-        text = before + section + rest.partition(END)[2]
-    else:
-        text = f"{text.rstrip()}\n\n## Matrix of foreign peers\n\n{section}\n"
-    README.write_text(text)
+        return before + section + rest.partition(END)[2]
+    return f"{text.rstrip()}\n\n## Matrix of foreign peers\n\n{section}\n"
+
+
+def publish(table: str, *, check: bool) -> bool:
+    """Write the table into the README, or only look; whether it stands there now."""
+    text = README.read_text() if README.exists() else "# Interoperability\n"
+    wanted = with_table(text, table)
+    if not check:
+        README.write_text(wanted)
+    return wanted == text or not check
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -118,8 +125,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m interop.matrix", description=__doc__)
     parser.add_argument("--only", help="run the cells whose trial or peer contains this text")
     parser.add_argument("--json", action="store_true", help="print the outcomes as JSON")
+    parser.add_argument("--check", action="store_true", help="fail when the table would change")
     options = parser.parse_args(arguments)
-    install()
+    try:
+        install()
+    except InstallationFailed as error:
+        print(f"interop: {error}", file=sys.stderr)
+        return 1
     outcomes = []
     for title, trial in TRIALS:
         for peer in PEERS:
@@ -130,8 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{outcome.result.value:4} {peer:18} {title}  {outcome.reason}", file=sys.stderr)
     if options.json:
         print(json.dumps([_as_dict(outcome) for outcome in outcomes], indent=2))
-    if not options.only:
-        write(render(outcomes))
+    if not options.only and not publish(render(outcomes), check=options.check):
+        print(f"interop: {README.name} has another table; run: make interop", file=sys.stderr)
+        return 1
     failed = [o for o in outcomes if o.result is Result.FAILED]
     return 1 if any((o.trial, o.peer) not in KNOWN_FAULTS for o in failed) else 0
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from node.test_model import TestModel
+from node.test_model import VOCABULARY, TestModel
 from tensorwire import (
     Backward,
     ClientExchange,
@@ -54,8 +54,15 @@ def floats(modality: Modality, dtype: DType, *shape: int) -> Part:
     return Part(modality, WireTensor.from_numpy(values.astype(np.float32), dtype))
 
 
+LAST_TOKEN: Final = Part(
+    Modality.TEXT, WireTensor.from_numpy(np.array([[0, VOCABULARY - 1], [VOCABULARY - 1, 0]]))
+)
+
 FORWARDS: Final = {
     "text": (text(2, 3),),
+    "text of one token": (text(1, 1),),
+    "text of 320 tokens": (text(5, 64),),
+    "text of the first and the last token": (LAST_TOKEN,),
     "tensor float32": (floats(Modality.TENSOR, DType.FLOAT32, 1, 2, 5),),
     "tensor float16": (floats(Modality.TENSOR, DType.FLOAT16, 1, 2, 5),),
     "tensor bfloat16": (floats(Modality.TENSOR, DType.BFLOAT16, 1, 2, 5),),

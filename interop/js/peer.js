@@ -69,7 +69,7 @@ const node = await createLibp2p({
         : { globalSignaturePolicy: 'StrictNoSign', msgIdFn: contentId }),
       allowPublishToZeroTopicPeers: true,
       fallbackToFloodsub: false,
-      floodPublish: degree > 0,
+      floodPublish: false, // what arrives came by the mesh, or else by IHAVE and IWANT
       emitSelf: false,
       D: degree,
       Dlo: Math.min(6, degree),

@@ -54,6 +54,7 @@ class DaemonPeer(ForeignPeer):
 
     half_closes = False  # it closes its socket to us whole when either side ends its half
     own_namespaces = False  # its DHT keeps pk and ipns
+    tells_protocols = False  # there is no request for them
 
     def __init__(self, folder: Path, nursery: trio.Nursery) -> None:
         self._folder = folder
@@ -78,11 +79,7 @@ class DaemonPeer(ForeignPeer):
         """Ask who and where it is, and serve the protocols of a trial."""
         answer = await self._ask(wire.Request(type="IDENTIFY"))
         self.peer_id = PeerId.from_bytes(answer.identify.id)
-        self.addresses = tuple(
-            str(Address.from_bytes(raw).with_peer(self.peer_id))
-            for raw in answer.identify.addrs
-            if raw[:1] == b"\x04" and raw[5:6] == b"\x06"
-        )
+        self.addresses = _addresses(answer.identify)
         for name, protocol, handler in (("echo", ECHO, _echo), ("slow", SLOW, _slow)):
             await self._nursery.start(self._serve, self._folder / name, handler)
             address = _unix_multiaddr(self._folder / name)
@@ -98,7 +95,13 @@ class DaemonPeer(ForeignPeer):
         await self._ask(wire.Request(type="CONNECT", connect=connect))
 
     async def identified(self, peer_id: PeerId) -> frozenset[str]:
-        raise NotOffered("the daemon does not tell what it has learned by identify")
+        """Its DHT answers for a connected peer out of what it has learned of it."""
+        dht = wire.Dht(type="FIND_PEER", peer=peer_id.to_bytes())
+        try:
+            answer = await self._ask(wire.Request(type="DHT", dht=dht))
+        except ForeignFault:  # not identified yet: it asked the DHT, which has nobody else
+            return frozenset()
+        return frozenset(_addresses(answer.dht.peer))
 
     async def ping(self, peer_id: PeerId) -> None:
         """The daemon has no ping of its own: its stream speaks the ping protocol."""
@@ -318,6 +321,13 @@ async def _receive_exactly(stream: trio.SocketStream, count: int) -> bytes:
             raise ForeignFault("the daemon closed the socket")
         data += more
     return data
+
+
+def _addresses(peer: wire.PeerInfo) -> tuple[str, ...]:
+    """Those over TCP and IPv4, as full multiaddrs."""
+    whose = PeerId.from_bytes(peer.id)
+    tcp = [raw for raw in peer.addrs if raw[:1] == b"\x04" and raw[5:6] == b"\x06"]
+    return tuple(str(Address.from_bytes(raw).with_peer(whose)) for raw in tcp)
 
 
 def _framed(data: bytes) -> bytes:

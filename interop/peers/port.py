@@ -65,6 +65,9 @@ class ForeignPeer(ABC):
     own_namespaces = True
     """Whether its DHT keeps records of the namespace t, whose every value is valid."""
 
+    tells_protocols = True
+    """Whether it can be asked for the protocols of a peer; else its addresses are what it tells."""
+
     dials = False
     """Whether trials begin with its dial, because it can do little with who has dialled it."""
 
@@ -74,7 +77,7 @@ class ForeignPeer(ABC):
 
     @abstractmethod
     async def identified(self, peer_id: PeerId) -> frozenset[str]:
-        """The protocols that a connected peer has told by identify."""
+        """What a connected peer has told by identify: its protocols, or its full addresses."""
 
     @abstractmethod
     async def ping(self, peer_id: PeerId) -> None:

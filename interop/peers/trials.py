@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import trio
 
+from interop.peers.lines import open_js_peer
 from interop.peers.port import (
     DIGEST,
     ECHO,
@@ -22,12 +23,13 @@ from interop.peers.port import (
     NotOffered,
     PeerOptions,
 )
+from interop.peers.representation import representation_in_js
 from p2p import Identity, Limits, Network, Stream, TopicOptions, open_network
 from p2p.backend.switch import open_switch
 from p2p.gossipsub.parameters import MeshParameters
-from p2p.gossipsub.shell import open_gossip
+from p2p.gossipsub.shell import Gossipsub, open_gossip
 from p2p.kademlia.multihash import provider_key
-from p2p.network import PubSub
+from p2p.network import Subscription
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 PING = "/ipfs/ping/1.0.0"
@@ -49,6 +51,8 @@ NO_HALF_CLOSE = (
 )
 
 ONLY_KEYS = "the daemon keeps records of the namespaces pk and ipns only: a public key was stored"
+
+ADDRESSES_ONLY = "the daemon tells of what it has learned by identify the addresses only"
 
 OpenPeer = Callable[[PeerOptions], AbstractAsyncContextManager[ForeignPeer]]
 Trial = Callable[[OpenPeer], Awaitable[str | None]]
@@ -72,10 +76,10 @@ class Greatest:
 
 @asynccontextmanager
 async def pair(
-    open_peer: OpenPeer, *, dial: bool = True, kademlia: str = IPFS_KADEMLIA, signed: bool = True
+    open_peer: OpenPeer, *, dial: bool = True, kademlia: str = IPFS_KADEMLIA
 ) -> AsyncIterator[tuple[Network, ForeignPeer]]:
     """Our network and a foreign peer; connected by our dial, unless told otherwise."""
-    options = PeerOptions(kademlia_protocol=kademlia, signed=signed)
+    options = PeerOptions(kademlia_protocol=kademlia)
     async with (
         open_peer(options) as theirs,
         open_network(
@@ -120,12 +124,14 @@ async def identify_theirs(open_peer: OpenPeer) -> None:
         )
 
 
-async def identify_ours(open_peer: OpenPeer) -> None:
-    """They learn by identify what we speak."""
+async def identify_ours(open_peer: OpenPeer) -> str | None:
+    """They learn by identify what we speak, or else where we listen though we dialled them."""
     async with pair(open_peer) as (ours, theirs):
+        protocols = {ECHO, SLOW, DIGEST, PING, IPFS_KADEMLIA}
+        wanted = protocols if theirs.tells_protocols else set(ours.addresses)
         for _ in range(100):
-            if await theirs.identified(ours.peer_id) >= {ECHO, SLOW, DIGEST, PING, IPFS_KADEMLIA}:
-                return
+            if await theirs.identified(ours.peer_id) >= wanted:
+                return None if theirs.tells_protocols else ADDRESSES_ONLY
             await trio.sleep(0.05)
         raise TrialFailed(f"it knows {sorted(await theirs.identified(ours.peer_id))}")
 
@@ -187,19 +193,16 @@ async def digest(open_peer: OpenPeer) -> None:
 
 async def gossip_signed(open_peer: OpenPeer) -> None:
     """Signed messages both ways in the mesh."""
-    async with pair(open_peer) as (ours, theirs):
-        await _gossip(ours, theirs, TopicOptions(signed=True))
+    await _in_mesh(open_peer, signed=True)
 
 
 async def gossip_unsigned(open_peer: OpenPeer) -> None:
     """Unsigned messages with content ids, as Agora's own topics, both ways in the mesh."""
-    async with pair(open_peer, signed=False) as (ours, theirs):
-        await _gossip(ours, theirs, TopicOptions())
+    await _in_mesh(open_peer, signed=False)
 
 
 async def gossip_lazily(open_peer: OpenPeer) -> None:
     """Both ways by IHAVE and IWANT only: we are in nobody's mesh and flood nothing."""
-    identity = Identity.generate()
     outside = MeshParameters(
         degree=0,
         degree_low=0,
@@ -208,20 +211,13 @@ async def gossip_lazily(open_peer: OpenPeer) -> None:
         flood_publish=False,
         heartbeat_s=0.5,
     )
-    async with (
-        open_peer(PeerOptions(meshes=False)) as theirs,
-        open_switch(identity, Limits()) as switch,
-        open_gossip(switch, identity=identity, parameters=outside) as ours,
-    ):
-        await switch.listen(LISTEN)
-        if theirs.dials:
-            await theirs.dial(switch.addresses[0])
-        else:
-            await switch.connect(theirs.addresses[0])
-        # With an empty mesh and no flooding there is no other way out, and whoever grafts us is
-        # pruned at once, so that there is no other way in.
-        await _gossip(ours, theirs, TopicOptions(signed=True))
-        expect(not ours.mesh_peers(TOPIC), "they are in our mesh")
+    async with _gossiping(open_peer, PeerOptions(meshes=False), outside) as (ours, theirs):
+        async with _joined(ours, theirs, TopicOptions(signed=True)) as messages:
+            # With an empty mesh and no flooding there is no other way out, and whoever grafts us
+            # is pruned at once, so that there is no other way in.
+            await trio.sleep(2.5)  # heartbeats of both: whoever wanted to graft us has tried
+            await _both_ways(ours, theirs, messages)
+            expect(not ours.mesh_peers(TOPIC), "they are in our mesh")
 
 
 async def dht_providers(open_peer: OpenPeer) -> None:
@@ -247,6 +243,13 @@ async def dht_records_agora(open_peer: OpenPeer) -> None:
         await _records(ours, theirs)
 
 
+async def representation(open_peer: OpenPeer) -> None:
+    """A TEXT representation of a running node has the shape and the values of the vectors."""
+    if open_peer is not open_js_peer:
+        raise NotOffered("the client of the tensor protocol is written for js-libp2p")
+    await representation_in_js()
+
+
 TRIALS: tuple[tuple[str, Trial], ...] = (
     ("connect: we dial", we_dial),
     ("connect: they dial", they_dial),
@@ -265,6 +268,7 @@ TRIALS: tuple[tuple[str, Trial], ...] = (
     ("DHT put and get, both ways, /ipfs/kad/1.0.0", dht_records),
     ("DHT provide and find, both ways, /agora/kad/1.0.0", dht_providers_agora),
     ("DHT put and get, both ways, /agora/kad/1.0.0", dht_records_agora),
+    ("TEXT representation of a process with --model test", representation),
 )
 """Every row of the matrix."""
 
@@ -323,7 +327,38 @@ async def _records(ours: Network, theirs: ForeignPeer) -> None:
     expect(await ours.get_record(other_key) == other_value, "we did not find their record")
 
 
-async def _gossip(ours: PubSub, theirs: ForeignPeer, options: TopicOptions) -> None:
+async def _in_mesh(open_peer: OpenPeer, *, signed: bool) -> None:
+    # Nobody floods: what is published goes to the mesh.
+    meshing = MeshParameters(flood_publish=False, heartbeat_s=0.5)
+    async with _gossiping(open_peer, PeerOptions(signed=signed), meshing) as (ours, theirs):
+        async with _joined(ours, theirs, TopicOptions(signed=signed)) as messages:
+            await until(lambda: theirs.peer_id in ours.mesh_peers(TOPIC), "not in our mesh")
+            await _both_ways(ours, theirs, messages)
+            expect(theirs.peer_id in ours.mesh_peers(TOPIC), "they left our mesh")
+
+
+@asynccontextmanager
+async def _gossiping(
+    open_peer: OpenPeer, options: PeerOptions, parameters: MeshParameters
+) -> AsyncIterator[tuple[Gossipsub, ForeignPeer]]:
+    """A connected pair of which ours runs gossip alone, with these parameters."""
+    identity = Identity.generate()
+    async with (
+        open_peer(options) as theirs,
+        open_switch(identity, Limits()) as switch,
+        open_gossip(switch, identity=identity, parameters=parameters) as ours,
+    ):
+        # They dial: whom we have dialled we would take into a full mesh too.
+        await switch.listen(LISTEN)
+        await theirs.dial(switch.addresses[0])
+        yield ours, theirs
+
+
+@asynccontextmanager
+async def _joined(
+    ours: Gossipsub, theirs: ForeignPeer, options: TopicOptions
+) -> AsyncIterator[Subscription]:
+    """Both subscribed, and each knows it of the other."""
     await theirs.subscribe(TOPIC)
     async with ours.subscribe(TOPIC, options=options) as messages:
         await until(lambda: theirs.peer_id in ours.topic_peers(TOPIC), "they did not subscribe")
@@ -331,20 +366,23 @@ async def _gossip(ours: PubSub, theirs: ForeignPeer, options: TopicOptions) -> N
             if await theirs.topic_peers(TOPIC):
                 break
             await trio.sleep(0.05)
-        await trio.sleep(2.5)  # heartbeats of both, to build the mesh
-        sent = [f"ours {number}".encode() for number in range(MESSAGES)]
-        for data in sent:
-            await ours.publish(TOPIC, data)
-        await _received(theirs, sent)
-        wanted = {f"theirs {number}".encode() for number in range(MESSAGES)}
-        for data in sorted(wanted):
-            await theirs.publish(TOPIC, data)
-        with trio.move_on_after(20):
-            async for message in messages:
-                wanted.discard(message.data)
-                if not wanted:
-                    return
-        raise TrialFailed(f"we did not get {sorted(wanted)}")
+        yield messages
+
+
+async def _both_ways(ours: Gossipsub, theirs: ForeignPeer, messages: Subscription) -> None:
+    sent = [f"ours {number}".encode() for number in range(MESSAGES)]
+    for data in sent:
+        await ours.publish(TOPIC, data)
+    await _received(theirs, sent)
+    wanted = {f"theirs {number}".encode() for number in range(MESSAGES)}
+    for data in sorted(wanted):
+        await theirs.publish(TOPIC, data)
+    with trio.move_on_after(20):
+        async for message in messages:
+            wanted.discard(message.data)
+            if not wanted:
+                return
+    raise TrialFailed(f"we did not get {sorted(wanted)}")
 
 
 async def _received(theirs: ForeignPeer, sent: list[bytes]) -> None:

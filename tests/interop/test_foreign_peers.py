@@ -1,7 +1,7 @@
 """Trials with foreign peers: a quick part always, all of them with AGORA_INTEROP=1.
 
-py-libp2p is there wherever this project is; the others are tried where `python -m interop.matrix`
-has installed them.
+py-libp2p is there wherever this project is; the others are tried where `make interop` has
+installed them.
 """
 
 import os
@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import interop.matrix as matrix
-from interop.matrix import KNOWN_FAULTS, PEERS, Outcome, Result, hold, render, write
+from interop.matrix import KNOWN_FAULTS, PEERS, Outcome, Result, hold, publish, render
+from interop.peers import installation
 from interop.peers.installation import daemon_is_installed, js_is_installed
 from interop.peers.trials import TRIALS, Trial
 
@@ -33,7 +34,7 @@ ALL = os.environ.get("AGORA_INTEROP") == "1"
 @pytest.mark.parametrize(("title", "trial"), TRIALS, ids=[title for title, _ in TRIALS])
 async def test_a_trial_with_a_foreign_peer(title: str, trial: Trial, peer: str) -> None:
     if not INSTALLED[peer]:
-        pytest.skip("not installed: run python -m interop.matrix")
+        pytest.skip("not installed: run make interop")
     if not ALL and not (title in QUICK and peer.startswith("py-")):
         pytest.skip("AGORA_INTEROP=1 runs it")
     outcome = await hold(title, trial, peer)
@@ -68,15 +69,43 @@ def test_the_table_replaces_the_one_between_its_markers(
     readme = tmp_path / "README.md"
     monkeypatch.setattr(matrix, "README", readme)
     readme.write_text("# Title\n\ntext\n")
-    write("| one |")
-    write("| two |")
+    assert publish("| one |", check=False)
+    assert publish("| two |", check=False)
     text = readme.read_text()
     assert text.startswith("# Title\n\ntext\n\n## ")
     assert "| two |" in text
     assert "| one |" not in text
     readme.write_text(text + "more\n")
-    write("| three |")
+    assert publish("| two |", check=True)
+    assert not publish("| three |", check=True)
+    assert readme.read_text() == text + "more\n"
+    assert publish("| three |", check=False)
     assert readme.read_text().endswith("more\n")
+
+
+def test_what_cannot_be_installed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "npm").write_text("#!/bin/sh\necho unreachable >&2\nexit 7\n")
+    (tmp_path / "npm").chmod(0o755)
+    monkeypatch.setattr(installation, "INSTALLED_LOCK", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert matrix.main(["--check"]) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "unreachable"
+    assert "npm ci --no-audit --no-fund` ended with 7" in said[1]
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert matrix.main(["--check"]) == 1
+    assert "sudo apt-get install -y npm" in capfd.readouterr().err
+
+
+def test_a_daemon_that_is_not_the_pinned_one_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installation, "DAEMON", tmp_path / "p2pd")
+    assert not installation.daemon_is_installed()
+    (tmp_path / "p2pd").write_bytes(b"another")
+    assert not installation.daemon_is_installed()
 
 
 def test_the_committed_matrix_has_every_trial() -> None:
