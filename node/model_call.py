@@ -120,7 +120,7 @@ class ModelCaller:
         if isinstance(first, Backward):
             train: Callable[..., Sequence[Array]] = self._model.backward  # type: ignore[attr-defined]
             gradient = first.gradient.to_numpy()
-            arrays = train(first.parts, gradient, share=self._taken(jobs[0].peer, services[0]))
+            arrays = train(first.parts, gradient, share=self._taken(jobs[0], services[0]))
             modalities = [spec.modality for spec in gradient_specs(jobs[0].head.inputs)]
             return [list(zip(modalities, arrays, strict=True))]
         if len(jobs) == 1:
@@ -137,11 +137,13 @@ class ModelCaller:
             [(Modality.TENSOR, rows_of_job)] for rows_of_job in np.split(output, ends[:-1], axis=0)
         ]
 
-    def _taken(self, sender: PeerId, service: Service) -> float:
-        """How much of a sender's gradient is applied: its share, or what the interval leaves."""
+    def _taken(self, job: Job, service: Service) -> float:
+        """How much of a gradient is applied: the sender's share, or what the interval leaves."""
+        if job.weight == 0:  # the floor's share buys answers, no say in the model
+            return 0.0
         with self._allowance_lock:
             share = service.share_ppm / SHARE_ONE_PPM
-            return self._allowance.take(sender, share, now_s=self._clock())
+            return self._allowance.take(job.peer, share, now_s=self._clock())
 
     def _packed(self, job: Job, service: Service, arrays: list[tuple[Modality, Array]]) -> Answer:
         """An answer frame's content, checked as the caller will check it, with its receipt."""

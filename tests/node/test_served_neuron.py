@@ -55,7 +55,7 @@ def text(tokens: NDArray[np.int64]) -> Part:
     return Part(Modality.TEXT, WireTensor.from_numpy(np.ascontiguousarray(tokens)))
 
 
-def job(sender: PeerId, request: Request) -> Job:
+def job(sender: PeerId, request: Request, *, weight: int = 1) -> Job:
     """A request as the server has it after it has crossed the wire."""
     client, server = ClientExchange(request_id=bytes(16)), ServerExchange()
     head, *payloads = client.send(request)
@@ -64,7 +64,7 @@ def job(sender: PeerId, request: Request) -> Job:
     server.admit()
     (received,) = server.receive_data(b"".join(map(bytes, payloads)))
     assert isinstance(received, Backward | Forward)
-    return Job(peer=sender, head=parsed, request=received, weight=1, arrived_s=0.0)
+    return Job(peer=sender, head=parsed, request=received, weight=weight, arrived_s=0.0)
 
 
 def service(share: float) -> Service:
@@ -87,11 +87,18 @@ class Served:
             TaughtNeuron(neuron), server=b"", sign=None, context=b"", clock=lambda: self.now_s
         )
 
-    def teach(self, sender: PeerId, tokens: Sequence[NDArray[np.int64]], gradient: Array) -> None:
+    def teach(
+        self,
+        sender: PeerId,
+        tokens: Sequence[NDArray[np.int64]],
+        gradient: Array,
+        *,
+        weight: int = 1,
+    ) -> None:
         request = Backward(
             parts=[text(each) for each in tokens], gradient=WireTensor.from_numpy(gradient)
         )
-        _, (answer,) = self.caller.run([job(sender, request)], [service(share=1.0)])
+        _, (answer,) = self.caller.run([job(sender, request, weight=weight)], [service(share=1.0)])
         assert isinstance(answer, Gradient)
 
 
@@ -150,6 +157,16 @@ def test_without_a_share_and_with_what_is_not_finite_nothing_moves(neuron: Neuro
     neuron.absorb([(tokens, gradient * np.float32(np.nan))], share=1.0)
     neuron.absorb([(tokens, gradient * np.float32(1e38))], share=1.0)
     assert torch.equal(trunk_of(neuron), before)
+
+
+def test_one_that_has_lost_its_weight_while_it_waited_moves_nothing(neuron: Neuron) -> None:
+    world, before = Served(neuron), trunk_of(neuron)
+    tokens, gradient = np.arange(4, dtype=np.int64)[None, :], np.ones((1, 4, DIM), np.float32)
+    sender = Identity.generate().peer_id
+    world.teach(sender, [tokens], gradient, weight=0)
+    assert torch.equal(trunk_of(neuron), before)
+    world.teach(sender, [tokens], gradient)
+    assert not torch.equal(trunk_of(neuron), before)
 
 
 def test_a_neuron_that_does_not_learn_takes_no_gradients(neuron: Neuron) -> None:
