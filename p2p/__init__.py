@@ -36,6 +36,7 @@ from p2p.errors import (
 )
 from p2p.gossipsub import GossipOptions
 from p2p.identity import Identity, PeerId
+from p2p.kademlia import RecordValidator
 from p2p.limits import Limits
 from p2p.network import (
     ContentRouting,
@@ -88,6 +89,7 @@ __all__ = [
     "ProtocolUnsupported",
     "ProtocolViolation",
     "PubSub",
+    "RecordValidator",
     "Stream",
     "StreamClosed",
     "StreamError",

@@ -79,7 +79,10 @@ class Dialer:
                         await failed.wait()
         if has_connected:
             return
-        reasons = "; ".join(f"{address}: {reason}" for address, reason, _ in failures)
+        reasons = "; ".join(
+            reason if str(address) in reason else f"{address}: {reason}"
+            for address, reason, _ in failures
+        )
         if failures and all(is_mismatch for _, _, is_mismatch in failures):
             raise PeerMismatch(reasons)
         raise DialFailed(reasons or f"no answer in {self._limits.dial_timeout_s:g} s")

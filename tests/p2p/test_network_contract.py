@@ -70,8 +70,9 @@ async def test_nobody_there(world: World) -> None:
     network = await world.enter(1)
     async with world.open(2) as gone:
         [address] = gone.addresses
-    with pytest.raises(p2p.DialFailed):
+    with pytest.raises(p2p.DialFailed) as failed:
         await network.connect(address)
+    assert str(failed.value).count(address) == 1, "it says once who could not be reached"
     with pytest.raises(p2p.NotConnected):
         await network.connect(identity(5).peer_id)
 
