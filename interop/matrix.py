@@ -22,8 +22,9 @@ import trio
 from interop.peers.daemon import open_daemon_peer
 from interop.peers.installation import InstallationFailed, install
 from interop.peers.lines import open_js_peer, open_stock_peer
+from interop.peers.pairing import OpenPeer, Trial
 from interop.peers.port import NotOffered
-from interop.peers.trials import TRIAL_TIMEOUT_S, TRIALS, OpenPeer, Trial
+from interop.peers.trials import TRIAL_TIMEOUT_S, TRIALS
 
 README = Path(__file__).resolve().parent / "README.md"
 BEGIN = "<!-- matrix: begin (written by python -m interop.matrix) -->"

@@ -11,6 +11,7 @@ import { createInterface } from 'node:readline'
 import { gossipsub } from '@libp2p/gossipsub'
 import { identify } from '@libp2p/identify'
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
+import { mplex } from '@libp2p/mplex'
 import { noise } from '@libp2p/noise'
 import { ping } from '@libp2p/ping'
 import { tcp } from '@libp2p/tcp'
@@ -48,7 +49,7 @@ const node = await createLibp2p({
   addresses: { listen: ['/ip4/127.0.0.1/tcp/0'] },
   transports: [tcp()],
   connectionEncrypters: [noise()],
-  streamMuxers: [yamux()],
+  streamMuxers: options.mplexFirst === true ? [mplex(), yamux()] : [yamux()],
   connectionMonitor: { enabled: false },
   connectionGater: { denyDialMultiaddr: () => false },
   services: {

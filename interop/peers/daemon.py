@@ -248,6 +248,8 @@ async def open_daemon_peer(options: PeerOptions) -> AsyncIterator[DaemonPeer]:
     """A go-libp2p daemon with an Ed25519 identity, listening on a free port of loopback."""
     if options.kademlia_protocol != "/ipfs/kad/1.0.0":
         raise NotOffered("the daemon's DHT speaks /ipfs/kad/1.0.0 only")
+    if options.mplex_first:
+        raise NotOffered("the daemon cannot be given another order of its muxers")
     if not options.signed:
         raise NotOffered("the daemon cannot be given the content ids of unsigned topics")
     with tempfile.TemporaryDirectory(prefix="agora-p2pd-") as name:

@@ -147,6 +147,7 @@ async def open_js_peer(options: PeerOptions) -> AsyncIterator[LinePeer]:
         "kad": options.kademlia_protocol,
         "signed": options.signed,
         "meshDegree": 8 if options.meshes else 0,
+        "mplexFirst": options.mplex_first,
     }
     command = [str(NODE), str(JS / "peer.js"), json.dumps(settings)]
     async with _open_line_peer(command) as peer:
@@ -158,7 +159,11 @@ async def open_stock_peer(options: PeerOptions) -> AsyncIterator[LinePeer]:
     """A py-libp2p peer with its own transport, muxer, gossipsub and DHT."""
     if options.kademlia_protocol != "/ipfs/kad/1.0.0":
         raise NotOffered("py-libp2p's DHT always speaks /ipfs/kad/1.0.0")
-    settings = {"signed": options.signed, "meshes": options.meshes}
+    settings = {
+        "signed": options.signed,
+        "meshes": options.meshes,
+        "mplex_first": options.mplex_first,
+    }
     command = [sys.executable, "-m", "interop.peers.stock", json.dumps(settings)]
     async with _open_line_peer(command) as peer:
         # py-libp2p opens no stream to a peer whose addresses it does not know, and does not

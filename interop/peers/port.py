@@ -43,6 +43,7 @@ class PeerOptions:
     kademlia_protocol: str = "/ipfs/kad/1.0.0"
     signed: bool = True  # StrictSign, or StrictNoSign with content ids
     meshes: bool = True  # False: grafts nobody, where that can be set
+    mplex_first: bool = False  # proposes Mplex, which we do not speak, before Yamux
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,37 +7,44 @@ fresh foreign process; it returns a remark or nothing when it passes, and raises
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import trio
 
 from interop.peers.lines import open_js_peer
+from interop.peers.pairing import (
+    CHUNK_BYTES,
+    IPFS_KADEMLIA,
+    LISTEN,
+    OpenPeer,
+    Trial,
+    TrialFailed,
+    again,
+    expect,
+    pair,
+    until,
+)
 from interop.peers.port import (
     DIGEST,
     ECHO,
-    PAUSE_S,
     SLOW,
     ForeignPeer,
     NotOffered,
     PeerOptions,
 )
 from interop.peers.representation import representation_in_js
-from p2p import Identity, Limits, Network, Stream, TopicOptions, open_network
+from p2p import Identity, Limits, Network, TopicOptions
 from p2p.backend.switch import open_switch
 from p2p.gossipsub.parameters import MeshParameters
 from p2p.gossipsub.shell import Gossipsub, open_gossip
 from p2p.kademlia.multihash import provider_key
 from p2p.network import Subscription
 
-LISTEN = ("/ip4/127.0.0.1/tcp/0",)
 PING = "/ipfs/ping/1.0.0"
 AGORA_KADEMLIA = "/agora/kad/1.0.0"
-IPFS_KADEMLIA = "/ipfs/kad/1.0.0"
 
 ECHO_BYTES = 10 * 1024 * 1024
-CHUNK_BYTES = 64 * 1024
 
 TRIAL_TIMEOUT_S = 90.0
 """A paused echo takes 10 s, a DHT query of a foreign peer up to 20 on a busy machine."""
@@ -54,51 +61,6 @@ ONLY_KEYS = "the daemon keeps records of the namespaces pk and ipns only: a publ
 
 ADDRESSES_ONLY = "the daemon tells of what it has learned by identify the addresses only"
 
-OpenPeer = Callable[[PeerOptions], AbstractAsyncContextManager[ForeignPeer]]
-Trial = Callable[[OpenPeer], Awaitable[str | None]]
-
-
-class TrialFailed(Exception):
-    """The other side did not do, or get, what the trial wants."""
-
-
-@dataclass(frozen=True, slots=True)
-class Greatest:
-    """Namespace t of the trials: every value is valid, the greatest is best."""
-
-    def validate(self, key: bytes, value: bytes) -> None:
-        """Accept."""
-
-    def select(self, key: bytes, values: Sequence[bytes]) -> int:
-        """The greatest."""
-        return values.index(max(values))
-
-
-@asynccontextmanager
-async def pair(
-    open_peer: OpenPeer, *, dial: bool = True, kademlia: str = IPFS_KADEMLIA
-) -> AsyncIterator[tuple[Network, ForeignPeer]]:
-    """Our network and a foreign peer; connected by our dial, unless told otherwise."""
-    options = PeerOptions(kademlia_protocol=kademlia)
-    async with (
-        open_peer(options) as theirs,
-        open_network(
-            Identity.generate(),
-            listen=LISTEN,
-            kademlia_protocol=kademlia,
-            record_validators={"t": Greatest()},
-        ) as ours,
-    ):
-        await ours.serve(ECHO, _echo)
-        await ours.serve(SLOW, _slow)
-        await ours.serve(DIGEST, _digest)
-        if dial and theirs.dials:
-            await theirs.dial(ours.addresses[0])
-            await until(lambda: theirs.peer_id in ours.peers, "not connected")
-        elif dial:
-            await ours.connect(theirs.addresses[0])
-        yield ours, theirs
-
 
 async def we_dial(open_peer: OpenPeer) -> None:
     """We connect to them."""
@@ -112,6 +74,18 @@ async def they_dial(open_peer: OpenPeer) -> None:
     async with pair(open_peer, dial=False) as (ours, theirs):
         await theirs.dial(ours.addresses[0])
         await until(lambda: theirs.peer_id in ours.peers, "not connected")
+
+
+async def mplex_first(open_peer: OpenPeer) -> None:
+    """They connect, and would rather speak a muxer that we do not; so do we."""
+    for dial in (True, False):
+        async with pair(open_peer, dial=False, mplex_first=True) as (ours, theirs):
+            if dial:
+                await theirs.dial(ours.addresses[0])
+            else:
+                await ours.connect(theirs.addresses[0])
+            await until(lambda: theirs.peer_id in ours.peers, "not connected")
+            await theirs.ping(ours.peer_id)
 
 
 async def identify_theirs(open_peer: OpenPeer) -> None:
@@ -273,31 +247,6 @@ TRIALS: tuple[tuple[str, Trial], ...] = (
 """Every row of the matrix."""
 
 
-def expect(holds: bool, otherwise: str) -> None:
-    """Raise `TrialFailed` unless it holds."""
-    if not holds:
-        raise TrialFailed(otherwise)
-
-
-async def until(reached: Callable[[], bool], otherwise: str, *, timeout_s: float = 10.0) -> None:
-    """Wait for what another process brings about."""
-    with trio.move_on_after(timeout_s):
-        while not reached():  # noqa: ASYNC110 - another process has no event for us
-            await trio.sleep(0.02)
-        return
-    raise TrialFailed(otherwise)
-
-
-async def again(attempt: Callable[[], Awaitable[None]], *, times: int = 20) -> None:
-    """Repeat what can only succeed once the other side has taken us into its routing table."""
-    for _ in range(times - 1):
-        try:
-            return await attempt()
-        except Exception:  # noqa: BLE001 - whatever either side says: the last attempt raises it
-            await trio.sleep(0.25)
-    return await attempt()
-
-
 async def _providers(open_peer: OpenPeer, kademlia: str) -> None:
     async with pair(open_peer, kademlia=kademlia) as (ours, theirs):
         mine, other = provider_key(b"ours"), provider_key(b"theirs")
@@ -421,24 +370,3 @@ async def _round_trip(ours: Network, theirs: ForeignPeer, protocol: str) -> str 
     expect(received == ECHO_BYTES, f"{received} bytes came back")
     expect(sent.digest() == back.digest(), "other bytes came back")
     return None if theirs.half_closes else NO_HALF_CLOSE
-
-
-async def _echo(stream: Stream) -> None:
-    async for data in stream:
-        await stream.send_all(data)
-    await stream.send_eof()
-
-
-async def _slow(stream: Stream) -> None:
-    data = await stream.receive_some(CHUNK_BYTES)
-    await trio.sleep(PAUSE_S)
-    await stream.send_all(data)
-    await _echo(stream)
-
-
-async def _digest(stream: Stream) -> None:
-    total = hashlib.sha256()
-    async for data in stream:
-        total.update(data)
-    await stream.send_all(total.digest())
-    await stream.send_eof()

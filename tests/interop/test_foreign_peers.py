@@ -13,7 +13,8 @@ import interop.matrix as matrix
 from interop.matrix import KNOWN_FAULTS, PEERS, Outcome, Result, hold, publish, render
 from interop.peers import installation
 from interop.peers.installation import daemon_is_installed, js_is_installed
-from interop.peers.trials import TRIALS, Trial
+from interop.peers.pairing import Trial
+from interop.peers.trials import TRIALS
 
 INSTALLED = {
     "js-libp2p 3.3.11": js_is_installed(),
