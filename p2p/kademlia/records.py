@@ -37,7 +37,10 @@ RECORD_LIFETIME_S = 48 * 3600.0
 
 
 class RecordValidator(Protocol):
-    """Judges the records of one namespace: two pure functions of the bytes."""
+    """Judges the records of one namespace: two pure functions of the bytes.
+
+    Whatever else they raise counts as `InvalidRecord`: a stranger's record must not end a lookup.
+    """
 
     def validate(self, key: bytes, value: bytes) -> None:
         """Return if `value` may stand under `key`; raise `InvalidRecord` if not."""
@@ -92,11 +95,19 @@ class Validators:
             raise InvalidRecord(f"a key of {len(key)} bytes")
         if len(value) > self._record_bytes_max:
             raise InvalidRecord(f"{len(value)} bytes of at most {self._record_bytes_max}")
-        self._of(key).validate(key, value)
+        try:
+            self._of(key).validate(key, value)
+        except InvalidRecord:
+            raise
+        except Exception as error:
+            raise InvalidRecord(f"its validator raised {error!r}") from error
 
     def select(self, key: bytes, values: Sequence[bytes]) -> int:
         """The index of the best of several valid values under `key`."""
-        chosen = self._of(key).select(key, values)
+        try:
+            chosen = self._of(key).select(key, values)
+        except Exception as error:
+            raise InvalidRecord(f"its validator raised {error!r}") from error
         if not 0 <= chosen < len(values):
             raise InvalidRecord(f"the validator chose value {chosen} of {len(values)}")
         return chosen

@@ -11,6 +11,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -133,4 +134,36 @@ async def test_a_newcomer_is_let_in_among_half_open_sockets(victim: Address) -> 
             start_s = trio.current_time()
             await newcomer.connect(str(victim))
             assert trio.current_time() - start_s <= DIAL_S_MAX
+        nursery.cancel_scope.cancel()
+
+
+async def sit(
+    target: Target,
+    who: p2p.Identity,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Finish a handshake and do nothing more, until thrown out."""
+    with suppress(p2p.DialFailed):
+        async with strangers.secured(target, who) as connection:
+            task_status.started()
+            await connection.closed.wait()
+            return
+    task_status.started()
+
+
+async def test_a_newcomer_is_let_in_among_peers_that_hold_every_place(victim: Address) -> None:
+    """A hundred peers of four connections each, more than there are places, who only sit there."""
+    target = Target(victim, random.Random(2), INPUTS)
+    async with trio.open_nursery() as nursery, p2p.open_network(identity(5)) as newcomer:
+        for number in range(400):
+            await nursery.start(sit, target, identity(10 + number // 4))
+        start_s = trio.current_time()
+        peer_id = await newcomer.connect(str(victim))
+        async with newcomer.open_stream(peer_id, ECHO) as stream:
+            await stream.send_all(b"is there room?")
+            await stream.send_eof()
+            assert await receive_all(stream) == b"is there room?"
+        assert trio.current_time() - start_s <= DIAL_S_MAX
+        assert (await holdings(newcomer, peer_id))["peers_released"] > 0
         nursery.cancel_scope.cancel()

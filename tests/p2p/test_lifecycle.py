@@ -15,6 +15,8 @@ import trio.testing
 import p2p
 from p2p.memory import open_hub
 from p2p.network import Network
+from p2p.stack import StackedNetwork
+from tests.p2p.kademlia.test_stores import Newest
 from tests.p2p.networks import (
     ECHO,
     LISTEN,
@@ -28,6 +30,7 @@ from tests.p2p.networks import (
 )
 
 STEPS_MAX = 2000
+RECORD = b"/n/record"
 NOTICED_S_MAX = 20.0
 REJOINED_S_MAX = 10.0
 
@@ -117,6 +120,56 @@ async def test_cancelled_at_every_checkpoint(kind: str) -> None:
     assert await cancelled_everywhere(scenario, stride) > 20
     with socket.create_server(("127.0.0.1", port)):
         pass  # nobody listens any more
+
+
+async def put_and_get(network: Network) -> None:
+    """Keep a record with the DHT, as soon as somebody serves it."""
+    while True:
+        try:
+            await network.put_record(RECORD, b"1")
+            break
+        except p2p.LookupFailed:
+            await trio.sleep(0.01)
+    assert await network.get_record(RECORD) == b"1"
+
+
+@pytest.mark.parametrize("kind", ["memory", "backend"])
+async def test_every_call_cancelled_at_every_checkpoint(kind: str) -> None:
+    """What waits for others: events, messages, judges, pings, lookups, records, failed dials."""
+
+    async def judge(message: p2p.Message) -> p2p.Verdict:
+        await trio.lowlevel.checkpoint()
+        return p2p.Verdict.ACCEPT
+
+    async def scenario() -> None:
+        judges = {"n": Newest()}
+        async with (
+            open_world(kind) as world,
+            world.open(1, record_validators=judges) as server,
+            world.open(2, record_validators=judges, bootstrap=server.addresses) as client,
+            client.watch_peers() as events,
+        ):
+            assert isinstance(await events.receive(), p2p.PeerConnected)
+            await p2p.ping(client, server.peer_id)
+            async with client.subscribe("topic", validate=judge) as messages:
+                await client.publish("topic", b"news")
+                await messages.receive()
+            await put_and_get(client)
+            await client.provide(b"key")
+            assert await server.find_providers(b"key") == [client.peer_id]
+            await client.find_peer(server.peer_id)
+            await client.serve("/other/1", echo)
+            with pytest.raises(p2p.ProtocolUnsupported):
+                async with client.open_stream(server.peer_id, "/other/1") as stream:
+                    await stream.receive_some()
+            await client.unserve("/other/1")
+            with pytest.raises(p2p.DialFailed):
+                await client.connect(f"/ip4/127.0.0.1/tcp/1/p2p/{identity(9).peer_id}")
+            server.ban(client.peer_id)
+            assert isinstance(await events.receive(), p2p.PeerDisconnected)
+
+    stride = 1 if SCALE > 1 else 5
+    assert await cancelled_everywhere(scenario, stride) > 20
 
 
 @on_both
@@ -238,15 +291,16 @@ async def test_a_killed_and_restarted_process_is_meshed_again() -> None:
     port = free_port()
     with trio.fail_after(60):
         async with p2p.open_network(identity(1), listen=LISTEN) as network:
+            assert isinstance(network, StackedNetwork)
             async with network.subscribe("news"), trio.open_nursery() as nursery:
                 process, address = await start_peer(nursery, port)
                 peer_id = await network.connect(address)
-                await until(lambda: peer_id in network.topic_peers("news"))
+                await until(lambda: peer_id in network.mesh_peers("news"))
                 process.kill()
                 await until(lambda: peer_id not in network.peers)
                 process, _ = await start_peer(nursery, port)
                 start_s = trio.current_time()
-                await until(lambda: peer_id in network.topic_peers("news"))
+                await until(lambda: peer_id in network.mesh_peers("news"))
                 await network.publish("news", b"welcome back")
                 assert process.stdout is not None
                 assert b"welcome back" in await process.stdout.receive_some()

@@ -152,6 +152,22 @@ def test_a_validator_that_chooses_nothing_is_an_invalid_record() -> None:
         Validators({"n": Broken()}).select(b"/n/1", [b"1", b"2"])
 
 
+def test_whatever_a_validator_raises_is_an_invalid_record() -> None:
+    class Careless:
+        def validate(self, key: bytes, value: bytes) -> None:
+            int(value)
+
+        def select(self, key: bytes, values: Sequence[bytes]) -> int:
+            raise KeyError(key)
+
+    validators = Validators({"n": Careless()})
+    validators.validate(b"/n/1", b"1")
+    with pytest.raises(InvalidRecord, match="invalid literal"):
+        validators.validate(b"/n/1", b"one")
+    with pytest.raises(InvalidRecord):
+        validators.select(b"/n/1", [b"1", b"2"])
+
+
 @pytest.mark.parametrize("name", ["", "a/b"])
 def test_a_namespace_is_one_part_of_a_path(name: str) -> None:
     with pytest.raises(ValueError, match="namespace"):
