@@ -132,6 +132,7 @@ function parseFailure (data) {
 }
 
 function parseAnswer (frame) {
+  if (frame.length === 0) throw new Error('the node ended the stream without an answer')
   if (frame.length < 8) throw new Error(`an answer of ${frame.length} bytes`)
   if (frame.subarray(0, 4).toString('latin1') !== 'AGT\x01') throw new Error('not a tensor frame')
   const end = 8 + frame.readUInt32LE(4)
