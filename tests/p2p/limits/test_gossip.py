@@ -57,7 +57,7 @@ async def test_gossip_rpc_bytes_max() -> None:
         await other.connect(one.addresses[0])
         async with other.open_stream(one.peer_id, PROTOCOLS[0]) as stream:
             await stream.send_all(encode_varint(1001))
-            with pytest.raises(p2p.StreamReset):
+            with trio.fail_after(5), pytest.raises(p2p.StreamReset):
                 await stream.receive_some()
         assert one.counters()["gossip_violations"] == 1
 

@@ -156,19 +156,33 @@ async def unread(client: Switchboard, switch: Switchboard, size: int, refused: l
 
 
 async def test_window_bytes_max() -> None:
-    """What a peer may send ahead of the reader is all that it can send; more breaks the rules."""
-    async with server(window_bytes_max=256 * KIB) as switch, AsyncExitStack() as stack:
-        switch.serve("/deaf/1", never_read)
+    """A window grows while its reader is quick, and no further; then the sender waits."""
+    quickly = 16 * 1024 * KIB
+
+    async def read_quickly_then_never(stream: p2p.Stream) -> None:
+        left = quickly
+        while left:
+            left -= len(await stream.receive_some(left))
+        await trio.sleep_forever()
+
+    async with server(window_bytes_max=512 * KIB) as switch, AsyncExitStack() as stack:
+        switch.serve("/deaf/1", read_quickly_then_never)
         client = await stack.enter_async_context(open_switch(identity(2), p2p.Limits()))
         await client.connect(switch.addresses[0])
         async with client.open_stream(switch.peer_id, "/deaf/1") as stream:
-            sent = 0
+            await stream.send_all(bytes(quickly))
+            ahead = 0
             with trio.move_on_after(0.5):
                 while True:
                     await stream.send_all(bytes(KIB))
-                    sent += KIB
-            assert 250 * KIB <= sent <= 256 * KIB
+                    ahead += KIB
+            assert 256 * KIB < ahead <= 512 * KIB
             await stream.reset()
+
+
+async def test_a_sender_that_ignores_the_window_loses_its_connection() -> None:
+    async with server() as switch, AsyncExitStack() as stack:
+        switch.serve("/deaf/1", never_read)
         stranger = await dial(stack, switch, "127.0.0.2")
         raw = await stranger.open_stream()
         await raw.send_all(encode_line(HEADER) + encode_line("/deaf/1"))
