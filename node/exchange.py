@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from node.byte_budget import BudgetExceeded, ByteBudget, ByteBudgetLimits, Holding
 from node.cost_meter import CostMeter
+from node.frame_stream import receive_more, send_frame
 from node.model import Model, promised_cost, reply_bytes
 from node.model_call import Job, ModelCaller, Ran, Service, row_shapes
 from p2p.identity import PeerId
@@ -48,7 +49,6 @@ from tensorwire.queue import StakeQueue
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # the stubs that mypy finds for trio lack the name
 
-JOINED_BYTES_MAX = 128 << 10  # an answer up to this leaves as one: a copy costs less than a frame
 INSTANT_BYTES_MAX = 256 << 10  # of a request that an instant model serves outside a thread: 0.2 ms
 WATCH_AFTER_S = 0.01  # a job that waits longer has a task that notices when its peer goes
 
@@ -271,17 +271,17 @@ class Server:
     async def _watch(self, stream: Stream, exchange: ServerExchange, job: Job) -> None:
         """Notice a reset, or bytes that do not belong there, while a job waits."""
         try:
-            while True:
-                data = await stream.receive_some()
-                if not data:
-                    exchange.receive_end()
-                    return
+            while data := await stream.receive_some():
                 exchange.receive_data(data)
+            exchange.receive_end()
+            await stream.wait_ended()  # who has ended the request in order can still take it back
         except RemoteProtocolError as error:
             job.finish(Failure(code=error.code, detail=error.detail))
+            return
         except trio.BrokenResourceError:
-            job.reset = True
-            job.done.set()
+            pass
+        job.reset = True
+        job.done.set()
 
     def _answer_dropped(self) -> None:
         for ticket in self._queue.dropped():
@@ -349,23 +349,23 @@ class Server:
 
     def _service(self, ticket: Ticket[Job]) -> Service:
         self._service_number += 1
-        waited_s = trio.current_time() - ticket.request.arrived_s
+        job = ticket.request
+        job.weight = max(0, self._weight_of(job.peer))  # it may have waited while the ledger moved
+        waited_s = trio.current_time() - job.arrived_s
         return Service(
             number=self._service_number,
             queue_wait_us=int(waited_s * 1_000_000),
-            share_ppm=self._queue.share_ppm(ticket.sender, ticket.request.weight),
+            share_ppm=self._queue.share_ppm(ticket.sender, job.weight),
             weights_height=self._height_of(),
         )
 
     async def _send(self, stream: Stream, exchange: ServerExchange, answer: Answer) -> None:
         segments = exchange.send(answer)
-        if sum(map(len, segments)) <= JOINED_BYTES_MAX:
-            segments = [b"".join(segments)]
+        total_bytes = sum(map(len, segments))
         options = self._options
-        allowed_s = options.send_timeout_s + sum(map(len, segments)) / options.rate_bytes_per_s_min
+        allowed_s = options.send_timeout_s + total_bytes / options.rate_bytes_per_s_min
         with trio.move_on_after(allowed_s) as scope:
-            for segment in segments:
-                await stream.send_all(segment)
+            await send_frame(stream, segments, total_bytes)
         if scope.cancelled_caught:
             self.counters["slow_reader"] += 1
             await stream.reset()
@@ -376,10 +376,7 @@ async def _receive(
 ) -> ServerEvent:
     """The first of `events`, or of those that come with more bytes."""
     while not events:
-        data = await stream.receive_some()
-        if not data:
-            exchange.receive_end()
-        events = exchange.receive_data(data)
+        events = await receive_more(stream, exchange)
     return events[0]
 
 

@@ -10,27 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
 
-import trio
-
 from p2p.identity import PeerId
 from p2p.multiaddress import Address
-from p2p.network import Direction
+from p2p.network import ByteStream, Direction
 
 
-class RawStream(trio.abc.HalfCloseableStream):
+class RawStream(ByteStream):
     """One multiplexed stream that does not yet speak a protocol; errors are those of `Stream`."""
 
-    @abstractmethod
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of it, waiting for the peer's window."""
-
-    @abstractmethod
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """The next bytes, or b"" at the end of the peer's direction."""
-
-    @abstractmethod
-    async def reset(self) -> None:
-        """End both directions at once. Idempotent."""
+    @property
+    def is_readable(self) -> bool:
+        """Whether a receive would certainly not wait; False where that is not known."""
+        return False
 
 
 class Connection(ABC):

@@ -23,7 +23,48 @@ from p2p.identity import PeerId
 from p2p.limits import Limits
 
 
-class Stream(trio.abc.HalfCloseableStream):
+class ByteStream(trio.abc.HalfCloseableStream):
+    """Trio's contract of a half-closeable stream, and what streams here do beyond it."""
+
+    @abstractmethod
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of it, waiting for the peer's window."""
+
+    @abstractmethod
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """The next bytes, as many as are there up to `max_bytes`; b"" at the peer's end."""
+
+    @abstractmethod
+    async def reset(self) -> None:
+        """End both directions at once; the peer's calls raise `StreamReset`. Idempotent."""
+
+    async def send_last(self, data: bytes | bytearray | memoryview) -> None:
+        """As `send_all` and `send_eof`, in one flight where the transport can."""
+        await self.send_all(data)
+        await self.send_eof()
+
+    async def receive_into(self, buffer: bytearray | memoryview) -> int:
+        """Fill `buffer`; returns its length, or less at the end of the peer's direction.
+
+        Cancelled or failed, it has consumed an unknown part: reset the stream.
+        """
+        target = memoryview(buffer).cast("B")
+        filled = 0
+        while filled < len(target):
+            data = await self.receive_some(len(target) - filled)
+            if not data:
+                break
+            target[filled : filled + len(data)] = data
+            filled += len(data)
+        return filled
+
+    @abstractmethod
+    async def wait_ended(self) -> None:
+        """Wait until the stream can carry nothing more: both directions have ended, or it was reset
+        or its connection lost. A peer that has ended its direction in order can still reset it."""
+
+
+class Stream(ByteStream):
     """A reliable, ordered, flow-controlled pair of byte directions to one peer.
 
     It follows trio's contract of a `HalfCloseableStream` (one sender and one receiver at a time)
@@ -44,18 +85,6 @@ class Stream(trio.abc.HalfCloseableStream):
     @abstractmethod
     def protocol(self) -> str:
         """The protocol that both sides agreed on."""
-
-    @abstractmethod
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of it, waiting for the peer's window."""
-
-    @abstractmethod
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """The next bytes, as many as are there up to `max_bytes`; b"" at the peer's end."""
-
-    @abstractmethod
-    async def reset(self) -> None:
-        """End both directions at once; the peer's calls raise `StreamReset`. Idempotent."""
 
 
 StreamHandler: TypeAlias = Callable[[Stream], Awaitable[None]]

@@ -183,8 +183,10 @@ class Stock:
 
 async def main(options: dict[str, Any]) -> None:
     """Start, say where, and obey until standard input ends."""
-    muxer = "MPLEX" if options.get("mplex_first") else None
-    host = new_host(key_pair=create_new_key_pair(), muxer_preference=muxer)
+    host = new_host(
+        key_pair=create_new_key_pair(),
+        muxer_preference="MPLEX" if options.get("mplex_first") else None,
+    )
     degrees = (8, 6, 12) if options.get("meshes", True) else (0, 0, 0)
     gossip = GossipSub([PROTOCOL_ID_V11, PROTOCOL_ID], *degrees, heartbeat_interval=HEARTBEAT_S)
     if options.get("signed", True):

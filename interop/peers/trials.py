@@ -227,6 +227,7 @@ async def representation(open_peer: OpenPeer) -> None:
 TRIALS: tuple[tuple[str, Trial], ...] = (
     ("connect: we dial", we_dial),
     ("connect: they dial", they_dial),
+    ("connect: both ways, they propose Mplex first", mplex_first),
     ("identify: they tell us", identify_theirs),
     ("identify: we tell them", identify_ours),
     ("ping, both ways", ping_both),

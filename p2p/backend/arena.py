@@ -16,9 +16,9 @@ from p2p.yamux import Bounds, Budget
 if TYPE_CHECKING:
     from p2p.backend.connection import SecureConnection
 
-BUFFER_BYTES = 9 * FRAME_BYTES_MAX
-"""A burst of eight full Noise frames and the one before them, 576 KiB: larger ones gain little and
-fall out of the cache."""
+BUFFER_BYTES = 10 * FRAME_BYTES_MAX
+"""A burst of eight full Noise frames with one before and one behind it, 640 KiB: larger ones gain
+little and fall out of the cache."""
 
 OPENED_BYTES = 4 * PLAINTEXT_BYTES_MAX
 """Plaintext that is handed on at a time, 256 KiB: a peer's whole burst, still in the cache."""

@@ -46,6 +46,9 @@ BURST_BYTES = 8 * PLAINTEXT_BYTES_MAX
 """Payload of one Yamux frame at most, 512 KiB: what other streams wait for, half a millisecond.
 Four messages instead of eight cost a tenth of the speed; rust-libp2p takes 1 MiB."""
 
+TURN_BYTES = 1024 * 1024
+"""Bytes received that no task has to look at before others run: about half a millisecond."""
+
 LINGER_S = 10.0
 """How long the peer of a closed stream may take to end its own direction."""
 
@@ -213,16 +216,18 @@ class SecureConnection(Connection):
 
     # Sending: synchronous, and only while the wire is not busy
 
-    def send_small(self, state: StreamState, data: bytes) -> None:
+    def send_small(self, state: StreamState, data: bytes, *, is_last: bool) -> None:
         """Send a few KiB within the send window as one Noise message."""
         control = self._take_control(beside_bytes=len(data))
-        self.wire.send(control + self.session.data_header(state, len(data)) + data)
+        frame = control + self.session.data_header(state, len(data)) + data
+        self.wire.send(frame + self._end_of(state) if is_last else frame)
 
-    def send_burst(self, state: StreamState, view: memoryview) -> int:
+    def send_burst(self, state: StreamState, view: memoryview, *, is_last: bool) -> int:
         """Send the front of `view`, as much as window and `BURST_BYTES` allow; returns how much.
 
-        The odd bytes travel with the header in the first Noise message, so that all others are
-        full and are encrypted straight from the caller's memory.
+        With `is_last` our direction ends behind `view`, in a frame of its own: js-libp2p drops the
+        content of a frame that ends a stream. The odd bytes travel with the header in the
+        first Noise message, so that all others are full and encrypted straight from `view`.
         """
         count = min(len(view), state.send_window, BURST_BYTES)
         odd = count % PLAINTEXT_BYTES_MAX
@@ -232,8 +237,15 @@ class SecureConnection(Connection):
             parts = [head + bytes(view[:odd])]
         for start in range(odd, count, PLAINTEXT_BYTES_MAX):
             parts.append(view[start : start + PLAINTEXT_BYTES_MAX])
+        if is_last and count == len(view):
+            parts.append(self._end_of(state))
         self.wire.send_parts(parts)
         return count
+
+    def _end_of(self, state: StreamState) -> bytes:
+        """The frame that ends our direction of a stream."""
+        self.session.finish(state)
+        return self._take_control()
 
     def flush(self) -> None:
         """Send queued control frames, unless the wire is busy: then they follow in turn."""
@@ -270,40 +282,52 @@ class SecureConnection(Connection):
             self.abort(f"the peer broke the protocol: {error}")
 
     async def _receive_until_end(self, early: bytes) -> None:
-        """Receive into a borrowed buffer, which is kept while a frame is incomplete in it."""
+        """Receive into a borrowed buffer, which is kept while a frame is incomplete in it.
+
+        While what comes only fills what a reader waits for, the scheduler is left alone: a pass of
+        it costs as much as opening a message.
+        """
         sock, opener, arena = self._sock, self._link.opener, self._arena
         buffer: memoryview | None = None
         start = end = 0
         if early:
             buffer, end = arena.lend(), len(early)
             buffer[:end] = early
-            start = self._open(opener, buffer, start, end)
+            start, _ = self._open(opener, buffer, start, end)
+        turn_bytes = 0  # may be received before other tasks run
         try:
             while not self._is_closed:
-                if start == end and buffer is not None:
-                    arena.take_back(buffer)
-                    buffer = None
-                await trio.lowlevel.wait_readable(self._fd)
+                if turn_bytes <= 0:
+                    if start == end and buffer is not None:
+                        arena.take_back(buffer)
+                        buffer = None
+                    await trio.lowlevel.wait_readable(self._fd)
+                    turn_bytes = TURN_BYTES
                 if buffer is None:
-                    buffer, start, end = arena.lend(), 0, 0
+                    buffer = arena.lend()
+                if start == end:
+                    start = end = 0
                 elif BUFFER_BYTES - end < FRAME_BYTES_MAX:
                     buffer[: end - start] = buffer[start:end]
                     start, end = 0, end - start
                 try:
                     count = sock.recv_into(buffer[end:])
                 except BlockingIOError:
+                    turn_bytes = 0
                     continue
                 if count == 0:
                     self.abort("the peer closed the connection")
                     return
                 end += count
-                start = self._open(opener, buffer, start, end)
+                start, has_woken = self._open(opener, buffer, start, end)
+                turn_bytes = 0 if has_woken else turn_bytes - count
         finally:
             if buffer is not None:
                 arena.take_back(buffer)
 
-    def _open(self, opener: Opener, buffer: memoryview, start: int, end: int) -> int:
-        """Decrypt and hand out all whole frames; returns where the rest begins."""
+    def _open(self, opener: Opener, buffer: memoryview, start: int, end: int) -> tuple[int, bool]:
+        """Decrypt and hand out all whole frames: (where the rest begins, whether a task cares)."""
+        has_woken = False
         opened = self._arena.opened
         now = self.heard_at = trio.current_time()
         count, start = opener.open(buffer, start, end, opened)
@@ -311,12 +335,13 @@ class SecureConnection(Connection):
             events = self.session.receive(opened[:count], now)
             if events:
                 self._hand_out(events)
+                has_woken = True
             count, start = opener.open(buffer, start, end, opened)
         if self._arena.budget.is_overdrawn:
             self._arena.relieve()
         if self.session.control:
             self.flush()
-        return start
+        return start, has_woken
 
     def _hand_out(self, events: list[Event]) -> None:
         for event in events:

@@ -40,6 +40,7 @@ class SecureStream(RawStream):
         self._is_closed = False
         self._receiver: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
+        self._end_awaited: trio.Event | None = None
         self._is_receiving = False
         self._is_sending = False
         self._turn_bytes = 0
@@ -49,6 +50,10 @@ class SecureStream(RawStream):
     def is_closed(self) -> bool:
         """Whether this side has closed or reset it, or its connection is gone."""
         return self._is_closed or self.state.send_side is Side.RESET
+
+    @property
+    def is_readable(self) -> bool:
+        return bool(self.state.pieces)
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send `data`; returns once all of it is encrypted and handed to the connection.
@@ -60,19 +65,11 @@ class SecureStream(RawStream):
             StreamClosed: after `aclose` or `send_eof`.
             trio.BusyResourceError: another task is sending.
         """
-        if self._is_sending:
-            raise trio.BusyResourceError("another task is sending on this stream")
-        self._is_sending = True
-        try:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            self._check_sendable()
-            if len(data) <= SMALL_BYTES:
-                await self._send_small(bytes(data))
-            else:
-                await self._send_view(memoryview(data).cast("B"))
-            await self._take_turn(len(data))
-        finally:
-            self._is_sending = False
+        await self._send(data, is_last=False)
+
+    async def send_last(self, data: bytes | bytearray | memoryview) -> None:
+        """As `send_all` and `send_eof`, in one flight."""
+        await self._send(data, is_last=True)
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the peer's window is open, or the stream has ended."""
@@ -93,9 +90,7 @@ class SecureStream(RawStream):
             raise trio.BusyResourceError("another task is sending on this stream")
         if self._is_closed:
             raise StreamClosed("this stream is closed")
-        if self.state.send_side is Side.OPEN:
-            self.connection.session.finish(self.state)
-            self.connection.flush()
+        self._end_sending()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes in order, at most `max_bytes`; `b""` at the end of the peer's direction.
@@ -120,6 +115,32 @@ class SecureStream(RawStream):
             self._is_receiving = False
         await self._take_turn(len(data))
         return data
+
+    async def receive_into(self, buffer: bytearray | memoryview) -> int:
+        """Fill `buffer`, most of it straight from what is decrypted; errors as `receive_some`.
+
+        Returns its length, or less at the end of the peer's direction. Cancelled or failed, it has
+        consumed an unknown part: reset the stream.
+        """
+        if self._is_receiving:
+            raise trio.BusyResourceError("another task is receiving on this stream")
+        self._is_receiving = True
+        target = memoryview(buffer).cast("B")
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            filled = await self._fill(target)
+        finally:
+            self._is_receiving = False
+        await self._take_turn(filled)
+        return filled
+
+    async def wait_ended(self) -> None:
+        """Wait until both directions have ended, or the stream was reset or its connection lost."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self.is_closed and self.state.is_alive:
+            if self._end_awaited is None:
+                self._end_awaited = trio.Event()
+            await self._end_awaited.wait()
 
     async def aclose(self) -> None:
         """Close both directions: ours in order, the peer's by reading no more. Idempotent.
@@ -155,6 +176,9 @@ class SecureStream(RawStream):
 
     def wake_receiver(self) -> None:
         """Let a waiting receive look again."""
+        if self._end_awaited is not None:
+            self._end_awaited.set()
+            self._end_awaited = None
         task, self._receiver = self._receiver, None
         if task is not None:
             trio.lowlevel.reschedule(task)
@@ -165,18 +189,42 @@ class SecureStream(RawStream):
         if task is not None:
             trio.lowlevel.reschedule(task)
 
-    async def _send_small(self, data: bytes) -> None:
+    async def _send(self, data: bytes | bytearray | memoryview, *, is_last: bool) -> None:
+        if self._is_sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._is_sending = True
+        try:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            self._check_sendable()
+            if len(data) <= SMALL_BYTES:
+                await self._send_small(bytes(data), is_last=is_last)
+            else:
+                await self._send_view(memoryview(data).cast("B"), is_last=is_last)
+            if is_last:
+                self._end_sending()
+            await self._take_turn(len(data))
+        finally:
+            self._is_sending = False
+
+    def _end_sending(self) -> None:
+        """End our direction, if no frame of its last bytes has."""
+        if self.state.send_side is Side.OPEN:
+            self.connection.session.finish(self.state)
+            self.connection.flush()
+        if not self.state.is_alive:
+            self.wake()
+
+    async def _send_small(self, data: bytes, *, is_last: bool) -> None:
         while data:
             await self._wait_sendable()
-            count = min(len(data), self.state.send_window)
-            self.connection.send_small(self.state, data[:count])
-            data = data[count:]
+            piece, data = data[: self.state.send_window], data[self.state.send_window :]
+            self.connection.send_small(self.state, piece, is_last=is_last and not data)
 
-    async def _send_view(self, view: memoryview) -> None:
+    async def _send_view(self, view: memoryview, *, is_last: bool) -> None:
         offset, total = 0, len(view)
         while offset < total:
             await self._wait_sendable()
-            offset += self.connection.send_burst(self.state, view[offset:])
+            offset += self.connection.send_burst(self.state, view[offset:], is_last=is_last)
 
     async def _wait_sendable(self) -> None:
         """Until the window and the wire are open; raises when they never will be."""
@@ -205,22 +253,46 @@ class SecureStream(RawStream):
     async def _receive(self, max_bytes: int | None) -> bytes:
         state = self.state
         while not state.pieces:
-            if self._is_closed:
-                raise StreamClosed("this stream is closed")
-            if state.receive_side is Side.FINISHED:
+            if not await self._wait_receivable():
                 return b""
-            if state.receive_side is Side.RESET:
-                raise StreamReset(self.connection.close_reason or "the stream was reset")
-            if state.flags_due:
-                self.connection.session.announce(state)
-                self.connection.flush()
-            self._receiver = trio.lowlevel.current_task()
-            await trio.lowlevel.wait_task_rescheduled(self._abort_receive)
-            self._turn_bytes = self._turn_calls = 0
         data = state.take(max_bytes, trio.current_time())
         if self.connection.session.control:
             self.connection.flush()
         return data
+
+    async def _fill(self, target: memoryview) -> int:
+        """Fill `target` with what is here, then let the session write to the rest of it."""
+        state, filled = self.state, 0
+        while filled < len(target) and state.pieces:
+            data = await self._receive(len(target) - filled)
+            target[filled : filled + len(data)] = data
+            filled += len(data)
+        if filled == len(target):
+            return filled
+        state.target = target[filled:]
+        try:
+            while state.target is not None:
+                if not await self._wait_receivable():
+                    return len(target) - len(state.target)
+            return len(target)
+        finally:
+            state.target = None
+
+    async def _wait_receivable(self) -> bool:
+        """Wait for a change; False once the peer's direction has ended, raises if out of order."""
+        if self._is_closed:
+            raise StreamClosed("this stream is closed")
+        if self.state.receive_side is Side.FINISHED:
+            return False
+        if self.state.receive_side is Side.RESET:
+            raise StreamReset(self.connection.close_reason or "the stream was reset")
+        if self.state.flags_due:
+            self.connection.session.announce(self.state)
+            self.connection.flush()
+        self._receiver = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._abort_receive)
+        self._turn_bytes = self._turn_calls = 0
+        return True
 
     async def _take_turn(self, moved_bytes: int) -> None:
         self._turn_bytes += moved_bytes

@@ -245,7 +245,8 @@ class _Sealed(_Lines):
         await self.raw.receive_more()
 
     async def send_all(self, data: bytes) -> None:
-        await self.raw.send_all(self.sealer.seal(data))
+        if data:  # py-libp2p takes an empty Noise message for the end of the connection
+            await self.raw.send_all(self.sealer.seal(data))
 
 
 __all__ = ["MUXERS", "Link", "secure_inbound", "secure_outbound"]

@@ -113,6 +113,11 @@ class MemoryStream(RawStream):
             self._wake()
             self._connection.forget(self)
 
+    async def wait_ended(self) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self._is_reset and not self._is_closed and not self.is_finished:
+            await self._wait()
+
     def break_off(self) -> None:
         """The peer or the connection has ended it; what arrived before can still be read."""
         self._is_reset = True
@@ -157,6 +162,7 @@ class MemoryStream(RawStream):
     def _send_eof(self) -> None:
         if not self._has_sent_eof and not self._is_reset:
             self._has_sent_eof = True
+            self._wake()
             self._tell(MemoryStream._receive_eof)
             self._connection.forget_finished(self)
 

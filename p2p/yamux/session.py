@@ -96,7 +96,7 @@ class Session:
             if self._body_bytes:
                 piece = data[offset : offset + self._body_bytes]
                 offset += len(piece)
-                self._receive_body(piece, events)
+                self._receive_body(piece, events, now)
             elif self._partial_header or end - offset < HEADER_BYTES:
                 need = HEADER_BYTES - len(self._partial_header)
                 self._partial_header += data[offset : offset + need]
@@ -186,7 +186,7 @@ class Session:
         if length == 0:
             self._finish_body(events)
 
-    def _receive_body(self, piece: bytes | memoryview, events: list[Event]) -> None:
+    def _receive_body(self, piece: bytes | memoryview, events: list[Event], now: float) -> None:
         count = len(piece)
         self._body_bytes -= count
         stream = self._body_stream
@@ -195,9 +195,29 @@ class Session:
                 if 2 * stream.receive_window < stream.window_bytes:
                     self._abandon(stream, events)  # it goes on sending: tell it that nobody reads
             else:
-                self._keep(stream, piece, events)
+                if stream.target is not None:
+                    piece = self._fill(stream, stream.target, piece, events, now)
+                if piece:
+                    self._keep(stream, piece, events)
         if self._body_bytes == 0:
             self._finish_body(events)
+
+    def _fill(
+        self,
+        stream: StreamState,
+        target: memoryview,
+        piece: bytes | memoryview,
+        events: list[Event],
+        now: float,
+    ) -> bytes | memoryview:
+        """Copy to where the reader waits for it; returns what had no room."""
+        count = min(len(piece), len(target))
+        target[:count] = piece[:count]
+        stream.target = target[count:] if count < len(target) else None
+        if stream.target is None:
+            events.append(Readable(stream))
+        self._widen(stream, now)
+        return piece[count:]
 
     def _keep(self, stream: StreamState, piece: bytes | memoryview, events: list[Event]) -> None:
         if not stream.pieces:
@@ -315,6 +335,9 @@ class Session:
     def consumed(self, stream: StreamState, count: int, now: float) -> None:
         """The reader took `count` bytes; queues a window update once half a window is due."""
         self._account_read(stream, count)
+        self._widen(stream, now)
+
+    def _widen(self, stream: StreamState, now: float) -> None:
         if stream.receive_side is not Side.OPEN:
             return
         due = stream.window_bytes - stream.receive_window - stream.unread_bytes

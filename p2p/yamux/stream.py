@@ -54,6 +54,7 @@ class StreamState:
         "session",
         "stream_id",
         "taken_of_first",
+        "target",
         "unread_bytes",
         "updated_at",
         "window_bytes",
@@ -75,6 +76,7 @@ class StreamState:
         self.granted_bytes = 0  # of the budget
         self.pieces: deque[bytes | bytearray] = deque()
         self.taken_of_first = 0  # bytes of the first piece that the reader has already
+        self.target: memoryview | None = None  # the rest of what the reader wants filled
         self.unread_bytes = 0
         self.updated_at = now  # when the last window update was sent
 

@@ -161,6 +161,8 @@ async def test_a_new_weight_moves_the_shares_within_a_block_of_its_finality(
             assert change.height is not None
             heights = {receipt.weights_height for receipt in receipts}
             assert heights <= {change.height, change.height + 1}
+            least = min(receipt.share_ppm for receipt in receipts)
+            assert least == pytest.approx(after * 1_000_000, rel=0.01)
             nursery.cancel_scope.cancel()
 
 

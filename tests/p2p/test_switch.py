@@ -65,6 +65,9 @@ class PairedStream(RawStream):
     async def reset(self) -> None:
         await self.inner.aclose()
 
+    async def wait_ended(self) -> None:
+        await trio.sleep_forever()
+
 
 def raw_pair() -> tuple[PairedStream, PairedStream]:
     one, other = trio.testing.memory_stream_pair()
@@ -146,6 +149,38 @@ async def test_optimistic_negotiation_is_one_flight() -> None:
     assert await theirs.receive_some() == b"load"
     await theirs.send_all(b"answer")
     assert await mine.receive_some() == b"answer"
+
+
+async def test_the_answer_to_an_optimist_leaves_with_the_first_payload() -> None:
+    near, far = raw_pair()
+    mine = propose_optimistically(near, PEERS[1], "/a")
+    await mine.send_all(b"payload")
+    theirs = await respond(far, PEERS[0], {"/a"}.__contains__, 16)
+    assert await theirs.receive_some() == b"payload"
+    assert far.sent == []
+    await theirs.send_last(b"answer")
+    assert far.sent == [encode_line(HEADER) + encode_line("/a") + b"answer"]
+    assert await mine.receive_some() == b"answer"
+
+
+async def test_the_answer_to_an_optimist_leaves_before_more_is_waited_for() -> None:
+    near, far = raw_pair()
+    mine = propose_optimistically(near, PEERS[1], "/a")
+    await mine.send_all(b"one")
+    theirs = await respond(far, PEERS[0], {"/a"}.__contains__, 16)
+    assert await theirs.receive_some() == b"one"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(theirs.receive_some)
+        await trio.testing.wait_all_tasks_blocked()
+        assert far.sent == [encode_line(HEADER) + encode_line("/a")]
+        await mine.send_all(b"two")
+
+
+async def test_the_answer_to_a_pessimist_leaves_at_once() -> None:
+    near, far = raw_pair()
+    await near.send_all(encode_line(HEADER) + encode_line("/a"))
+    await respond(far, PEERS[0], {"/a"}.__contains__, 16)
+    assert far.sent == [encode_line(HEADER) + encode_line("/a")]
 
 
 async def test_optimism_disappointed() -> None:

@@ -55,6 +55,9 @@ class MemoryStream(Stream):
     async def reset(self) -> None:
         await trio.aclose_forcefully(self._inner)
 
+    async def wait_ended(self) -> None:
+        await trio.sleep_forever()
+
 
 class MemorySwitch:
     """A `p2p.switch.Switch` whose connections are made by `join`."""

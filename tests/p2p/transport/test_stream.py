@@ -49,6 +49,9 @@ class Obedient(RawStream):
     async def reset(self) -> None:
         await self.stream.reset()
 
+    async def wait_ended(self) -> None:
+        await self.stream.wait_ended()
+
 
 async def test_trios_own_contract() -> None:
     async with connection_pair() as (near, far):
