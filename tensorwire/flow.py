@@ -5,8 +5,7 @@
 
 Rule: a sender with weight is a flow of its own, first in first out; all senders without weight
 together are one flow, the floor, so that a fresh identity divides what the others without weight
-have and takes nothing from anybody else. Inside the floor the sender that has been served least
-goes first (start-time fair by cost, equal weights).
+have and takes nothing from anybody else. Inside the floor every sender has one ticket in turn.
 """
 
 from collections import OrderedDict
@@ -37,11 +36,14 @@ class Ticket(Generic[Request]):
     """One request in the queue; `finish` and `start` are virtual times, set when it is first."""
 
     __slots__ = (
+        "after",
         "arrived",
+        "before",
         "cost",
         "deadline_ms",
         "finish",
         "flow",
+        "key",
         "number",
         "payload_bytes",
         "request",
@@ -68,8 +70,11 @@ class Ticket(Generic[Request]):
         self.arrived = 0  # virtual time of arrival
         self.start = 0
         self.finish = 0
+        self.key: int | None = None  # its valid heap entry, of a first ticket
         self.standing = Standing.WAITING
         self.flow: Flow | None = None
+        self.before: Ticket[Any] | None = None  # its neighbours in the line of one sender
+        self.after: Ticket[Any] | None = None
 
 
 class Line(Protocol):
@@ -133,33 +138,58 @@ class Flow:
 
 
 class FirstInFirstOut:
-    """The line of one sender."""
+    """The line of one sender, linked through its tickets: cancelling leaves no tombstones behind,
+    and the many senders of a long queue that have one request each keep no container for it."""
 
-    __slots__ = ("_tickets",)
+    __slots__ = ("_newest", "_oldest")
 
     def __init__(self) -> None:
-        # Linked, so that cancelling from the middle leaves no tombstones behind.
-        self._tickets: OrderedDict[int, Ticket[Any]] = OrderedDict()
+        self._oldest: Ticket[Any] | None = None
+        self._newest: Ticket[Any] | None = None
 
     def put(self, ticket: Ticket[Any]) -> None:
         """Add a ticket at the end."""
-        self._tickets[ticket.number] = ticket
+        before = ticket.before = self._newest
+        if before is None:
+            self._oldest = ticket
+        else:
+            before.after = ticket
+        self._newest = ticket
 
     def take(self) -> Ticket[Any] | None:
         """Remove and return the oldest."""
-        return self._tickets.popitem(last=False)[1] if self._tickets else None
+        ticket = self._oldest
+        if ticket is not None:
+            self._oldest = after = ticket.after
+            if after is None:
+                self._newest = None
+            else:
+                after.before = ticket.after = None
+        return ticket
 
     def of(self, sender: Sender) -> Iterator[Ticket[Any]]:
         """All tickets: every one is of the one sender."""
-        return iter(self._tickets.values())
+        ticket = self._oldest
+        while ticket is not None:
+            yield ticket
+            ticket = ticket.after
 
     def discard(self, ticket: Ticket[Any], *, charged: bool) -> None:
         """Remove a ticket from wherever it stands; the flow itself is charged."""
-        del self._tickets[ticket.number]
+        before, after = ticket.before, ticket.after
+        if before is None:
+            self._oldest = after
+        else:
+            before.after = after
+        if after is None:
+            self._newest = before
+        else:
+            after.before = before
+        ticket.before = ticket.after = None
 
     def newest(self) -> Ticket[Any] | None:
         """The ticket that came last."""
-        return self._tickets[next(reversed(self._tickets))] if self._tickets else None
+        return self._newest
 
 
 class _Member:

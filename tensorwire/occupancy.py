@@ -2,11 +2,14 @@
 
     occupancy = max(items / items_max, bytes / bytes_max)        over one integer denominator
 
-Rule: the flow with the largest occupancy ÷ weight is found without a look at the others. Its heap
-holds upper bounds: an entry is entered when an occupancy grows, and corrected only when it comes to
-the top; so a queue that is never full pays one comparison per push.
+Rule: the flow with the largest occupancy ÷ weight is found without a look at the others. The heap
+is built when somebody asks and holds upper bounds: an entry is entered when an occupancy grows, and
+corrected only when it comes to the top. At twice the entries that there were flows it is dropped
+until the next question; so the queue that is never full pays nothing, and the one that is full
+pays for each build with the pushes since the last.
 """
 
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush, heapreplace
 
 from tensorwire.flow import Flow
@@ -21,8 +24,8 @@ class Occupancy:
         self._bytes_max = bytes_max
         self._floor_reserved = floor_reserved
         self._heap: list[tuple[int, int, Flow]] = []
+        self._heap_max = 0  # entries that it may have; 0: it is not built
         self._entries = 0
-        self._known = 0  # flows with a valid entry
 
     def of(self, flow: Flow, *, more_items: int = 0, more_bytes: int = 0) -> int:
         """A flow's occupancy, over items_max × bytes_max."""
@@ -38,18 +41,19 @@ class Occupancy:
         return occupancy * total_weight > flow.fluid.weight * self._items_max * self._bytes_max
 
     def grew(self, flow: Flow) -> None:
-        """The flow has more items or bytes than before, or less weight."""
-        occupancy = self.of(flow)
-        if occupancy > flow.peak:
+        """The flow has more items or bytes than before."""
+        if self._heap_max and (occupancy := self.of(flow)) > flow.peak:
             self._enter(flow, occupancy)
 
     def reweighed(self, flow: Flow) -> None:
         """The flow has another weight: its entry speaks no more."""
-        if flow.items:
+        if self._heap_max and flow.items:
             self._enter(flow, self.of(flow))
 
-    def largest(self) -> Flow | None:
-        """The flow with the largest occupancy ÷ weight; None when only protected ones are left."""
+    def largest(self, flows: Iterable[Flow]) -> Flow | None:
+        """The one of all `flows` with the largest occupancy ÷ weight that is not protected."""
+        if not self._heap_max:
+            self._build(flows)
         heap = self._heap
         while heap:
             key, _, flow = heap[0]
@@ -60,23 +64,29 @@ class Occupancy:
             if not flow.items or (flow.is_floor and flow.items <= self._floor_reserved):
                 heappop(heap)
                 flow.peak = flow.peak_by_weight = -1  # its next push enters it again
-                self._known -= 1
             elif occupancy < flow.peak:
-                flow.peak = occupancy
-                flow.peak_by_weight = virtual_cost(occupancy, flow.fluid.weight)
-                self._entries += 1
-                heapreplace(heap, (-flow.peak_by_weight, self._entries, flow))
+                heapreplace(heap, self._entry(flow, occupancy))
             else:
                 return flow
         return None
 
-    def _enter(self, flow: Flow, occupancy: int) -> None:
-        self._known += flow.peak < 0
+    def _build(self, flows: Iterable[Flow]) -> None:
+        every = list(flows)
+        self._heap = [self._entry(flow, self.of(flow)) for flow in every if flow.items]
+        heapify(self._heap)
+        self._heap_max = 2 * len(every) + STALE_ENTRIES_MAX
+
+    def _entry(self, flow: Flow, occupancy: int) -> tuple[int, int, Flow]:
+        """The one entry of this flow that is valid from now on."""
         flow.peak = occupancy
         flow.peak_by_weight = virtual_cost(occupancy, flow.fluid.weight)
         self._entries += 1
-        heappush(self._heap, (-flow.peak_by_weight, self._entries, flow))
-        if len(self._heap) > 2 * self._known + STALE_ENTRIES_MAX:
-            valid = (entry for entry in self._heap if -entry[0] == entry[2].peak_by_weight)
-            self._heap = list({id(entry[2]): entry for entry in valid}.values())
-            heapify(self._heap)
+        return -flow.peak_by_weight, self._entries, flow
+
+    def _enter(self, flow: Flow, occupancy: int) -> None:
+        heappush(self._heap, self._entry(flow, occupancy))
+        if len(self._heap) > self._heap_max:
+            for _, _, entered in self._heap:
+                entered.peak = entered.peak_by_weight = -1
+            self._heap.clear()
+            self._heap_max = 0

@@ -20,13 +20,21 @@ Deviation: the paper weighs by s_j·w_ij; the caller passes s_i·w_ij as `weight
 """
 
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
-from typing import Any, Generic, cast
+from heapq import heappop
+from itertools import chain
+from typing import Any, Generic
 
 from tensorwire.errors import InvariantViolation, LocalProtocolError, QueueRefusal
 from tensorwire.flow import FirstInFirstOut, Floor, Flow, Request, Sender, Standing, Ticket
 from tensorwire.occupancy import Occupancy
-from tensorwire.virtual_time import STALE_ENTRIES_MAX, FluidClock, virtual_cost, virtual_work
+from tensorwire.virtual_time import (
+    STALE_ENTRIES_MAX,
+    FluidClock,
+    enter,
+    first_of,
+    virtual_cost,
+    virtual_work,
+)
 
 FLOOR_SHARE_PPM = 20_000  # 2 %: enough to be heard, too little to live on
 FLOOR_RESERVED_DIVISOR = 16  # one slot in sixteen cannot be taken from the floor
@@ -68,8 +76,9 @@ class StakeQueue(Generic[Request]):
         self._floor = Flow(1, Floor(), is_floor=True)
         self._flows: dict[Sender, Flow] = {}
         self._flows_sweep = STALE_ENTRIES_MAX
-        self._waiting: list[tuple[int, int, Ticket[Any]]] = []  # by start, after V
-        self._eligible: list[tuple[int, int, Ticket[Any]]] = []  # by finish, start ≤ V
+        self._firsts: dict[int, Ticket[Any]] = {}  # of all flows, by number
+        self._waiting: list[int] = []  # heap of entries (`virtual_time`) by start, after V
+        self._eligible: list[int] = []  # heap of entries by finish, start ≤ V
         self._floor_held: dict[Sender, int] = {}  # tickets of each sender at the floor
         self._weight = 0  # of the flows with tickets, without the floor
         self._bytes = 0
@@ -110,9 +119,12 @@ class StakeQueue(Generic[Request]):
         """
         if cost < 1 or payload_bytes < 0 or weight < 0:
             raise LocalProtocolError("cost is positive, payload_bytes and weight are not negative")
-        flow = self._flow_of(sender, weight * WEIGHT_UNIT)
-        self._check_sender(flow, sender)
-        if self._is_full(payload_bytes):
+        flow = self._flows.get(sender)
+        if flow is None or flow.fluid.weight != weight * WEIGHT_UNIT:
+            flow = self._flow_of(sender, weight * WEIGHT_UNIT)
+        if flow.items >= self._per_sender_max:
+            self._check_sender(flow, sender)
+        if self._items >= self._items_max or self._bytes + payload_bytes > self._bytes_max:
             self._make_room(flow, sender, payload_bytes)
         ticket = Ticket(
             sender, request, cost=cost, payload_bytes=payload_bytes, deadline_ms=deadline_ms
@@ -150,10 +162,8 @@ class StakeQueue(Generic[Request]):
             ticket.standing = Standing.TAKEN
             flow = _flow(ticket)
             self._uncount(flow, ticket)
-            flow.finish = ticket.finish + flow.debt
-            flow.debt = 0
             self._clock.advance(ticket.cost)
-            self._set_first(flow, flow.line.take())
+            self._leave_first(flow, ticket, ticket.finish)
             return ticket
         return None
 
@@ -180,11 +190,12 @@ class StakeQueue(Generic[Request]):
         if not flow.is_floor:
             # A flow that had gone idle and was forgotten must not escape what it still owes.
             flow = self._flows.setdefault(ticket.sender, flow)
+        virtual = virtual_cost(difference, flow.weight)
         if difference > 0:
-            self._clock.charge(flow.fluid, difference)
+            self._clock.charge(flow.fluid, virtual)
         else:
-            self._clock.refund(flow.fluid, -difference)
-        self._owe(flow, virtual_cost(difference, flow.weight))
+            self._clock.refund(flow.fluid, virtual_cost(-difference, flow.weight))
+        self._owe(flow, virtual)
         self._clock.advance(difference)
 
     def reweigh(self, sender: Sender, weight: int) -> None:
@@ -264,12 +275,11 @@ class StakeQueue(Generic[Request]):
             self._weight += weight - old
         flow.finish = self._clock.rescaled(flow.finish, old, weight)
         flow.debt = -(-flow.debt * old // weight)
+        self._clock.reweigh(flow.fluid, weight)
         first = flow.first
         if first is not None:
             first.start = self._clock.rescaled(first.start, old, weight)
             first.finish = first.start + virtual_cost(first.cost, weight)
-        self._clock.reweigh(flow.fluid, weight)
-        if first is not None:
             self._enter(first)
         self._occupancy.reweighed(flow)
 
@@ -292,11 +302,14 @@ class StakeQueue(Generic[Request]):
         flow.bytes += ticket.payload_bytes
         if flow.is_floor:
             self._floor_held[ticket.sender] = self._floor_held.get(ticket.sender, 0) + 1
-        if flow.items == 1:
-            self._backlog_changed(flow, flow.fluid.weight)
-        self._clock.charge(flow.fluid, ticket.cost)
+        elif flow.items == 1:
+            self._weight += flow.fluid.weight
+        if flow.items == 1 and self._floor.items:
+            self._refit_floor()
+        virtual = virtual_cost(ticket.cost, flow.fluid.weight)
+        self._clock.charge(flow.fluid, virtual)
         if flow.first is None:
-            self._set_first(flow, ticket)
+            self._set_first(flow, ticket, virtual)
         else:
             flow.line.put(ticket)
         self._occupancy.grew(flow)
@@ -310,55 +323,47 @@ class StakeQueue(Generic[Request]):
             held = self._floor_held.pop(ticket.sender) - 1
             if held:
                 self._floor_held[ticket.sender] = held
-        if flow.items == 0:
-            self._backlog_changed(flow, -flow.fluid.weight)
+        elif not flow.items:
+            self._weight -= flow.fluid.weight
+            if self._floor.items:
+                self._refit_floor()
 
-    def _backlog_changed(self, flow: Flow, weight: int) -> None:
-        if not flow.is_floor:
-            self._weight += weight
-        if self._floor.items:
-            self._refit_floor()
+    def _leave_first(self, flow: Flow, ticket: Ticket[Any], finish: int) -> None:
+        """The flow is served or charged until `finish`; the next of its line takes the place."""
+        del self._firsts[ticket.number]
+        flow.finish = finish + flow.debt
+        flow.debt = 0
+        flow.first = after = flow.line.take()
+        if after is not None:
+            self._set_first(flow, after, virtual_cost(after.cost, flow.fluid.weight))
 
-    def _set_first(self, flow: Flow, ticket: Ticket[Any] | None) -> None:
+    def _set_first(self, flow: Flow, ticket: Ticket[Any], virtual: int) -> None:
         """Give the flow's first ticket its tags."""
-        flow.first = ticket
-        if ticket is None:
-            return
-        ticket.start = max(flow.finish, ticket.arrived)
-        ticket.finish = ticket.start + virtual_cost(ticket.cost, flow.fluid.weight)
+        flow.first = self._firsts[ticket.number] = ticket
+        start, arrived = flow.finish, ticket.arrived
+        ticket.start = start = start if start > arrived else arrived
+        ticket.finish = start + virtual
         self._enter(ticket)
 
     def _enter(self, ticket: Ticket[Any]) -> None:
+        """Put a first ticket into the heap that its start tag belongs to."""
         if ticket.start <= self._clock.now:
-            heappush(self._eligible, (ticket.finish, ticket.number, ticket))
-            if len(self._eligible) > 2 * len(self._flows) + STALE_ENTRIES_MAX:
-                valid = (e for e in self._eligible if _is_first(e[2]) and e[0] == e[2].finish)
-                self._eligible = list({e[1]: e for e in valid}.values())
-                heapify(self._eligible)
+            enter(self._eligible, ticket, ticket.finish, self._firsts)
         else:
-            heappush(self._waiting, (ticket.start, ticket.number, ticket))
-            if len(self._waiting) > 2 * len(self._flows) + STALE_ENTRIES_MAX:
-                valid = (e for e in self._waiting if _is_first(e[2]) and e[0] == e[2].start)
-                self._waiting = list({e[1]: e for e in valid}.values())
-                heapify(self._waiting)
+            enter(self._waiting, ticket, ticket.start, self._firsts)
 
     def _next(self) -> Ticket[Any] | None:
         """The ticket at the top of the eligible, after those whose time has come joined them."""
-        waiting, eligible = self._waiting, self._eligible
+        waiting, firsts = self._waiting, self._firsts
         while True:
             now = self._clock.now
-            while waiting and waiting[0][0] <= now:
-                start, number, ticket = heappop(waiting)
-                if _is_first(ticket) and start == ticket.start:
-                    heappush(eligible, (ticket.finish, number, ticket))
-            while eligible:
-                finish, _, ticket = eligible[0]
-                if _is_first(ticket) and finish == ticket.finish:
-                    return ticket
-                heappop(eligible)
-            if not waiting:
-                return None
-            self._clock.jump(waiting[0][0])
+            while (ticket := first_of(waiting, firsts)) is not None and ticket.start <= now:
+                heappop(waiting)
+                enter(self._eligible, ticket, ticket.finish, firsts)
+            eligible = first_of(self._eligible, firsts)
+            if eligible is not None or ticket is None:
+                return eligible
+            self._clock.jump(ticket.start)
 
     def _remove(self, ticket: Ticket[Any], standing: Standing) -> None:
         """Take a waiting ticket out of its flow; the stale heap entries are skipped later."""
@@ -367,11 +372,9 @@ class StakeQueue(Generic[Request]):
         self._uncount(flow, ticket)
         charged = standing is not Standing.EXPIRED and not flow.is_floor
         if not charged:
-            self._clock.refund(flow.fluid, ticket.cost)
+            self._clock.refund(flow.fluid, virtual_cost(ticket.cost, flow.weight))
         if flow.first is ticket:
-            flow.finish = (ticket.finish if charged else ticket.start) + flow.debt
-            flow.debt = 0
-            self._set_first(flow, flow.line.take())
+            self._leave_first(flow, ticket, ticket.finish if charged else ticket.start)
             return
         flow.line.discard(ticket, charged=standing is not Standing.EXPIRED)
         if charged:
@@ -417,7 +420,7 @@ class StakeQueue(Generic[Request]):
     def _victim(
         self, flow: Flow, sender: Sender, newcomer: int, total_weight: int
     ) -> Ticket[Any] | None:
-        largest = self._occupancy.largest()
+        largest = self._occupancy.largest(chain(self._flows.values(), (self._floor,)))
         if largest is None:
             return None
         occupancy = self._occupancy.of(largest)
@@ -444,7 +447,3 @@ def _flow(ticket: Ticket[Any]) -> Flow:
     if ticket.flow is None:
         raise InvariantViolation("a ticket that was never pushed")
     return ticket.flow
-
-
-def _is_first(ticket: Ticket[Any]) -> bool:
-    return cast(Flow, ticket.flow).first is ticket

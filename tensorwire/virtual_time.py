@@ -9,22 +9,36 @@ really been served. Amortised O(log flows) per charge (Bennett and Zhang, "WF²Q
 the exact one of WF²Q, the `jump` is that of WF²Q+).
 """
 
-from heapq import heapify, heappop, heappush, heapreplace
+from collections.abc import Mapping
+from heapq import heappop, heappush, heapreplace
+from typing import Protocol, TypeVar
 
 VIRTUAL_SCALE = 1 << 96  # stake × weight stays below 2^80, so that a cost of 1 is never nothing
 STALE_ENTRIES_MAX = 64  # a heap is rebuilt when it has more than twice its flows and this many
+NUMBER_BITS = 64  # a heap entry is one integer, tag << NUMBER_BITS | number of its owner:
+NUMBER_MASK = (1 << NUMBER_BITS) - 1  # compared in one step, and half of a tuple's memory
+
+
+class Keyed(Protocol):
+    """What a heap of integers speaks of."""
+
+    key: int | None
+    number: int
+
+
+Owner = TypeVar("Owner", bound=Keyed)
 
 
 class Fluid:
     """One flow's place in the fluid system."""
 
-    __slots__ = ("entry", "finish", "key", "weight")
+    __slots__ = ("finish", "key", "number", "weight")
 
     def __init__(self, weight: int) -> None:
         self.weight = weight
         self.finish = 0  # virtual time at which everything charged to the flow is done
-        self.key: int | None = None  # of its valid heap entry; None: not backlogged
-        self.entry = 0  # number of that entry
+        self.key: int | None = None  # its valid heap entry; None: not backlogged
+        self.number = 0  # while it is backlogged
 
 
 def virtual_cost(cost: int, weight: int) -> int:
@@ -37,6 +51,26 @@ def virtual_work(virtual: int, weight: int) -> int:
     return virtual * weight // VIRTUAL_SCALE
 
 
+def enter(heap: list[int], owner: Keyed, tag: int, owners: Mapping[int, Keyed]) -> None:
+    """Enter one of `owners`, by number, with a tag; its other entries in any heap are stale now."""
+    owner.key = key = tag << NUMBER_BITS | owner.number
+    heappush(heap, key)
+    if len(heap) > 2 * len(owners) + STALE_ENTRIES_MAX:
+        found = ((key, owners.get(key & NUMBER_MASK)) for key in heap)
+        # Sorted, a list is a heap.
+        heap[:] = sorted({key for key, owner in found if owner is not None and owner.key == key})
+
+
+def first_of(heap: list[int], owners: Mapping[int, Owner]) -> Owner | None:
+    """The owner of the least valid entry, which is then at the top; None: there is none."""
+    while heap:
+        owner = owners.get(heap[0] & NUMBER_MASK)
+        if owner is not None and owner.key == heap[0]:
+            return owner
+        heappop(heap)
+    return None
+
+
 class FluidClock:
     """The virtual time V of a set of flows with weights that come, are charged, and go."""
 
@@ -44,29 +78,29 @@ class FluidClock:
         self.now = 0
         self.weight = 0  # of the flows that are backlogged in the fluid
         self._credit = 0  # work × VIRTUAL_SCALE done but not yet turned into time; may be negative
-        self._departures: list[tuple[int, int, Fluid]] = []
-        self._entries = 0  # breaks ties between equal keys
-        self._backlogged = 0
+        self._departures: list[int] = []  # heap of entries by finish
+        self._backlogged: dict[int, Fluid] = {}  # by number
+        self._numbers = 0
 
-    def charge(self, fluid: Fluid, cost: int) -> None:
-        """Add `cost` to what the fluid owes this flow."""
-        now = self.now
+    def charge(self, fluid: Fluid, virtual: int) -> None:
+        """Add work that takes `virtual` time at its weight to what the fluid owes this flow."""
         if fluid.key is None:
-            fluid.finish = max(fluid.finish, now) + virtual_cost(cost, fluid.weight)
+            fluid.finish = max(fluid.finish, self.now) + virtual
             self.weight += fluid.weight
-            self._backlogged += 1
-            self._enter(fluid)
+            self._numbers = fluid.number = self._numbers + 1
+            self._backlogged[fluid.number] = fluid
+            enter(self._departures, fluid, fluid.finish, self._backlogged)
         else:
             # The heap entry grows stale; it is renewed when V reaches it.
-            fluid.finish += virtual_cost(cost, fluid.weight)
+            fluid.finish += virtual
 
-    def refund(self, fluid: Fluid, cost: int) -> None:
-        """Take back `cost` of a flow, as far as the fluid has not served it yet."""
+    def refund(self, fluid: Fluid, virtual: int) -> None:
+        """Take back such work of a flow, as far as the fluid has not served it yet."""
         if fluid.key is None:
             return
-        fluid.finish -= virtual_cost(cost, fluid.weight)
+        fluid.finish -= virtual
         if fluid.finish > self.now:
-            self._enter(fluid)
+            enter(self._departures, fluid, fluid.finish, self._backlogged)
         else:
             self.leave(fluid)
 
@@ -74,16 +108,14 @@ class FluidClock:
         """Take a flow out, whatever the fluid still owes it."""
         fluid.finish = min(fluid.finish, self.now)
         if fluid.key is not None:
-            fluid.key = None
-            self.weight -= fluid.weight
-            self._backlogged -= 1
+            self._depart(fluid)
 
     def reweigh(self, fluid: Fluid, weight: int) -> None:
         """Change a flow's weight; what the fluid owes it stays the same amount of work."""
         if fluid.key is not None:
             self.weight += weight - fluid.weight
             fluid.finish = self.rescaled(fluid.finish, fluid.weight, weight)
-            self._enter(fluid)
+            enter(self._departures, fluid, fluid.finish, self._backlogged)
         fluid.weight = weight
 
     def rescaled(self, tag: int, weight: int, new_weight: int) -> int:
@@ -94,7 +126,7 @@ class FluidClock:
         """`work` has been done by the real server (negative: less than was said before)."""
         credit = self._credit + work * VIRTUAL_SCALE
         while credit > 0 and self._departures:
-            key = self._departures[0][0]
+            key = self._departures[0] >> NUMBER_BITS
             needed = (key - self.now) * self.weight
             if needed > credit:
                 passed, credit = divmod(credit, self.weight)
@@ -111,31 +143,23 @@ class FluidClock:
         """Set V forward because nobody with work is eligible before `now` (WF²Q+)."""
         self.now = max(self.now, now)
         self._credit = min(self._credit, 0)
-        while self._departures and self._departures[0][0] <= self.now:
+        while self._departures and self._departures[0] >> NUMBER_BITS <= self.now:
             self._depart_first()
 
-    def _enter(self, fluid: Fluid) -> None:
-        fluid.key = fluid.finish
-        self._entries = fluid.entry = self._entries + 1
-        heappush(self._departures, (fluid.key, self._entries, fluid))
-        if len(self._departures) > 2 * self._backlogged + STALE_ENTRIES_MAX:
-            self._departures = [
-                entry
-                for entry in self._departures
-                if entry[1] == entry[2].entry and entry[2].key is not None
-            ]
-            heapify(self._departures)
+    def _depart(self, fluid: Fluid) -> None:
+        fluid.key = None
+        self.weight -= fluid.weight
+        del self._backlogged[fluid.number]
 
     def _depart_first(self) -> None:
         """Drop, renew or honour the first entry of the heap."""
-        key, entry, fluid = self._departures[0]
-        if entry != fluid.entry or fluid.key is None:  # superseded, or gone already
+        key = self._departures[0]
+        fluid = self._backlogged.get(key & NUMBER_MASK)
+        if fluid is None or fluid.key != key:  # gone already, or superseded
             heappop(self._departures)
-        elif fluid.finish > key:  # charged since: not yet
-            fluid.key = fluid.finish
-            heapreplace(self._departures, (fluid.finish, entry, fluid))
+        elif fluid.finish > key >> NUMBER_BITS:  # charged since: not yet
+            fluid.key = key = fluid.finish << NUMBER_BITS | fluid.number
+            heapreplace(self._departures, key)
         else:
             heappop(self._departures)
-            fluid.key = None
-            self.weight -= fluid.weight
-            self._backlogged -= 1
+            self._depart(fluid)

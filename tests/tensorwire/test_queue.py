@@ -449,6 +449,16 @@ def test_displacement_gains_nothing() -> None:
     assert served["honest"] >= served["attacker"]
 
 
+def test_what_was_displaced_stays_charged() -> None:
+    """The attacker's first has its tags; its next waits for all that its displaced ones cost."""
+    waiting = queue(items_max=64)
+    for _ in range(64):
+        waiting.push("attacker", None, weight=1, cost=10)
+    for _ in range(32):
+        waiting.push("honest", None, weight=1, cost=10)
+    assert serve(waiting, 33) == {"attacker": 10, "honest": 320}
+
+
 def test_one_sender_has_a_bound_of_its_own() -> None:
     for weight in (0, 5):
         waiting = queue(per_sender_max=3)
@@ -505,6 +515,62 @@ def test_weights_that_flap_leave_nothing_behind() -> None:
     )
     assert max(map(len, heaps)) <= 2 * 4 + STALE_ENTRIES_MAX + 1
     assert {waiting.pop().sender for _ in range(2)} == {"a", "b"}  # type: ignore[union-attr]
+
+
+def test_what_is_kept_to_find_who_gives_way_is_bounded() -> None:
+    """In a queue that is full: weights that flap, and senders that come with one request each."""
+    waiting = queue(items_max=8)
+    for number in range(8):
+        waiting.push("hog", number, weight=1, cost=1)
+    entries, flows = [], []
+    for index in range(3_000):
+        waiting.push(f"guest{index}", None, weight=1 + index % 7, cost=1)
+        waiting.reweigh("hog", 1 + index % 2)
+        while len(waiting) > 7:
+            waiting.pop()
+        waiting.push("hog", None, weight=1 + index % 2, cost=1)
+        entries.append(len(waiting._occupancy._heap))
+        flows.append(len(waiting._flows))
+    assert 0 < max(entries) <= 2 * (max(flows) + 1) + STALE_ENTRIES_MAX
+    assert max(flows) < 500
+    waiting.push("late", None, weight=100, cost=1)
+    assert waiting.dropped()[-1].sender == "hog"
+
+
+def test_who_gives_way_is_found_again_after_the_order_was_dropped() -> None:
+    waiting = queue(items_max=32)
+    for _ in range(32):
+        waiting.push("hog", None, weight=1, cost=1)
+    waiting.push("late", None, weight=1, cost=1)
+    for index in range(200):  # more entries than the order may have, while the queue is not full
+        waiting.pop()
+        waiting.pop()
+        waiting.push("late", None, weight=1 + index % 2, cost=1)
+        waiting.push("hog", None, weight=1, cost=1)
+    while len(waiting) < 32:
+        waiting.push("hog", None, weight=1, cost=1)
+    waiting.dropped()
+    waiting.push("third", None, weight=1, cost=1)
+    assert [ticket.sender for ticket in waiting.dropped()] == ["hog"]
+
+
+def test_a_sender_that_was_large_once_gives_way_when_it_is_again() -> None:
+    waiting = queue(items_max=32)
+    for _ in range(32):
+        waiting.push("hog", None, weight=1, cost=1)
+    waiting.push("late", None, weight=1, cost=1)
+    for index in range(200):
+        waiting.reweigh("late", 1 + index % 2)
+    serve(waiting, 32)
+    for index in range(32):
+        waiting.push("ab"[index % 2], None, weight=1, cost=1)
+    waiting.push("third", None, weight=1, cost=1)  # the order is built while "hog" has nothing
+    serve(waiting, 24)
+    for _ in range(24):
+        waiting.push("hog", None, weight=1, cost=1)
+    waiting.dropped()
+    waiting.push("fourth", None, weight=1, cost=1)
+    assert [ticket.sender for ticket in waiting.dropped()] == ["hog"]
 
 
 def test_shares_are_told() -> None:
