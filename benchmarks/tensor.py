@@ -8,28 +8,19 @@ are those of the goals: theirs over ours for 16 MiB (more is better), ours over 
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
-import json
 import os
-import sys
-from collections import defaultdict
-from contextlib import ExitStack
 from typing import Any
 
-import click
 import numpy as np
-import trio
 
+from benchmarks.contest import contest, medians, open_pairs
 from benchmarks.measure import (
     Stopwatch,
     Worker,
-    answer_commands,
     environment,
     median,
-    print_json,
     print_table,
-    tell,
 )
 
 MODULE = "benchmarks.tensor"
@@ -61,29 +52,13 @@ def measure_round(client: Worker, server: Worker) -> dict[str, float]:
 
 
 def measure(rounds: int, names: list[str]) -> dict[str, Any]:
-    """The whole run, in the shape that `--json` prints."""
+    """The whole run, in the shape that `--json` prints; no names: all that are here."""
     result: dict[str, Any] = environment()
-    with ExitStack() as stack:
-        workers = {}
-        for name in names:
-            server = stack.enter_context(Worker(MODULE, "--serve", name))
-            address = json.dumps(server.read()["address"])
-            client = stack.enter_context(Worker(MODULE, "--drive", name, "--address", address))
-            client.read()
-            workers[name] = (client, server)
-        for pair in workers.values():
-            measure_round(*pair)  # warms up windows, caches and compiled code
-        samples: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in names}
-        for _ in range(rounds):
-            for name, pair in workers.items():
-                for figure, value in measure_round(*pair).items():
-                    samples[name][figure].append(value)
-    result["contenders"] = {
-        name: {figure: median(samples[name][figure]) for figure in COLUMNS} for name in names
-    }
+    with open_pairs(MODULE, names or contender_names()) as pairs:
+        result["contenders"] = medians(pairs, measure_round, rounds, COLUMNS)
     result["rounds"] = rounds
     result["ratios"] = ratios(result["contenders"])
-    result["missing"] = sorted(set(contender_names(everything=True)) - set(names))
+    result["missing"] = sorted(set(contender_names(everything=True)) - set(result["contenders"]))
     return result
 
 
@@ -125,19 +100,6 @@ def print_result(result: dict[str, Any]) -> None:
     print_table("Ratios", ("", "ratio", "must", "goal", ""), rows)
 
 
-async def drive(name: str, address: dict[str, Any]) -> None:
-    """The client worker, on trio or asyncio."""
-    from benchmarks.tensor_contenders import CONTENDERS
-
-    async with CONTENDERS[name].drive(address) as ask:
-        tell(ready=True)
-        if CONTENDERS[name].runs_on == "trio":
-            await answer_commands(lambda command: obey(ask, command))
-            return
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            tell(**await obey(ask, json.loads(line)))
-
-
 async def obey(ask: Any, command: dict[str, Any]) -> dict[str, Any]:
     """Ask `count` times with one size; None only tells the CPU used."""
     from benchmarks.tensor_contenders import cpu_s
@@ -155,39 +117,19 @@ async def obey(ask: Any, command: dict[str, Any]) -> dict[str, Any]:
     return {"median_s": median(sample * 1e6 for sample in samples) / 1e6}
 
 
-@click.command()
-@click.option("--rounds", default=5, show_default=True, help="Rounds to take medians over.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--only", multiple=True, help="Measure only these contenders.")
-@click.option("--serve", hidden=True)
-@click.option("--drive", "driven", hidden=True)
-@click.option("--address", hidden=True, default="{}")
-def main(
-    rounds: int,
-    as_json: bool,
-    only: tuple[str, ...],
-    serve: str | None,
-    driven: str | None,
-    address: str,
-) -> None:
-    """Measure a tensor exchange beside its alternatives, on this machine, in this run."""
+def _contenders() -> dict[str, Any]:
     from benchmarks.tensor_contenders import CONTENDERS
 
-    if serve is not None:
-        _run(CONTENDERS[serve].runs_on, CONTENDERS[serve].serve)
-    elif driven is not None:
-        _run(CONTENDERS[driven].runs_on, drive, driven, json.loads(address))
-    else:
-        result = measure(rounds, list(only) or contender_names())
-        (print_json if as_json else print_result)(result)
+    return CONTENDERS
 
 
-def _run(runs_on: str, task: Any, *arguments: Any) -> None:
-    if runs_on == "trio":
-        trio.run(task, *arguments)
-    else:
-        asyncio.run(task(*arguments))
-
+main = contest(
+    "Measure a tensor exchange beside its alternatives, on this machine, in this run.",
+    contenders=_contenders,
+    obey=obey,
+    measure=measure,
+    print_result=print_result,
+)
 
 if __name__ == "__main__":
     main()

@@ -11,26 +11,18 @@ holds figures of contenders that no goal names (see `benchmarks.transport_conten
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
-from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from typing import Any
 
-import click
 import trio
 
+from benchmarks.contest import Pairs, contest, medians, open_pairs
 from benchmarks.measure import (
     Stopwatch,
     Worker,
-    answer_commands,
     environment,
     median,
-    print_json,
     print_table,
-    tell,
     usage,
 )
 
@@ -69,7 +61,7 @@ def measure_round(client: Worker, server: Worker) -> dict[str, float]:
     return figures
 
 
-def measure_idle(workers: dict[str, tuple[Worker, Worker]]) -> dict[str, dict[str, float]]:
+def measure_idle(workers: Pairs) -> dict[str, dict[str, float]]:
     """Memory and CPU of each contender's two processes while nothing is sent."""
     before = {name: [each.ask(do="usage") for each in pair] for name, pair in workers.items()}
     trio.run(trio.sleep, IDLE_S)
@@ -91,30 +83,16 @@ def measure_idle(workers: dict[str, tuple[Worker, Worker]]) -> dict[str, dict[st
     }
 
 
-def measure(rounds: int, names: list[str], beside: set[str]) -> dict[str, Any]:
-    """The whole run, in the shape that `--json` prints."""
+def measure(rounds: int, names: list[str]) -> dict[str, Any]:
+    """The whole run, in the shape that `--json` prints; no names: all contenders."""
+    from benchmarks.transport_contenders import BESIDE
+
     result: dict[str, Any] = environment()
-    with ExitStack() as stack:
-        workers = {}
-        for name in names:
-            server = stack.enter_context(Worker(MODULE, "--serve", name))
-            address = json.dumps(server.read()["address"])
-            client = stack.enter_context(Worker(MODULE, "--drive", name, "--address", address))
-            client.read()
-            workers[name] = (client, server)
-        for pair in workers.values():
-            measure_round(*pair)  # warms up windows, caches and compiled code
-        samples: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in names}
-        for _ in range(rounds):
-            for name, pair in workers.items():
-                for figure, value in measure_round(*pair).items():
-                    samples[name][figure].append(value)
-        idle = measure_idle(workers)
-    medians = {
-        name: {figure: median(samples[name][figure]) for figure in COLUMNS} for name in names
-    }
-    result["contenders"] = {name: medians[name] for name in names if name not in beside}
-    result["beside"] = {name: medians[name] for name in names if name in beside}
+    with open_pairs(MODULE, names or list(_contenders())) as pairs:
+        figures = medians(pairs, measure_round, rounds, COLUMNS)
+        idle = measure_idle(pairs)
+    result["contenders"] = {name: figures[name] for name in figures if name not in BESIDE}
+    result["beside"] = {name: figures[name] for name in figures if name in BESIDE}
     result["rounds"] = rounds
     result["ratios"] = ratios(result["contenders"])
     result["idle"] = idle
@@ -165,25 +143,6 @@ def _verdict(ratio: float, must: float, goal: float, *, is_more_better: bool) ->
     return "must" if ((ratio >= must) if is_more_better else (ratio <= must)) else "MISSED"
 
 
-async def drive(name: str, address: dict[str, Any]) -> None:
-    """The client worker on trio."""
-    from benchmarks.transport_contenders import ALL
-
-    async with ALL[name].drive(address) as driver:
-        tell(ready=True)
-        await answer_commands(lambda command: obey(driver, command))
-
-
-async def drive_on_asyncio(name: str, address: dict[str, Any]) -> None:
-    """The client worker of a contender that needs asyncio."""
-    from benchmarks.transport_contenders import ALL
-
-    async with ALL[name].drive(address) as driver:
-        tell(ready=True)
-        while line := await asyncio.to_thread(sys.stdin.readline):
-            tell(**await obey(driver, json.loads(line)))
-
-
 async def obey(driver: Any, command: dict[str, Any]) -> dict[str, Any]:
     """Carry out one command of the benchmark."""
     if command["do"] == "usage":
@@ -209,40 +168,19 @@ async def time_connects(driver: Any, count: int) -> dict[str, Any]:
     return {"median_s": median(sample * 1e6 for sample in samples) / 1e6}
 
 
-@click.command()
-@click.option("--rounds", default=5, show_default=True, help="Rounds to take medians over.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-@click.option("--only", multiple=True, help="Measure only these contenders.")
-@click.option("--serve", hidden=True)
-@click.option("--drive", "driven", hidden=True)
-@click.option("--address", hidden=True, default="{}")
-def main(
-    rounds: int,
-    as_json: bool,
-    only: tuple[str, ...],
-    serve: str | None,
-    driven: str | None,
-    address: str,
-) -> None:
-    """Measure our transport beside its alternatives, on this machine, in this run."""
-    from benchmarks.transport_contenders import ALL, BESIDE
+def _contenders() -> dict[str, Any]:
+    from benchmarks.transport_contenders import ALL
 
-    if serve is not None:
-        contender = ALL[serve]
-        run: Any = trio.run if contender.runs_on == "trio" else _run_on_asyncio
-        run(contender.serve)
-    elif driven is not None and ALL[driven].runs_on == "trio":
-        trio.run(drive, driven, json.loads(address))
-    elif driven is not None:
-        _run_on_asyncio(drive_on_asyncio, driven, json.loads(address))
-    else:
-        result = measure(rounds, list(only) or list(ALL), set(BESIDE))
-        (print_json if as_json else print_result)(result)
+    return ALL
 
 
-def _run_on_asyncio(main_task: Any, *arguments: Any) -> None:
-    asyncio.run(main_task(*arguments))
-
+main = contest(
+    "Measure our transport beside its alternatives, on this machine, in this run.",
+    contenders=_contenders,
+    obey=obey,
+    measure=measure,
+    print_result=print_result,
+)
 
 if __name__ == "__main__":
     main()
