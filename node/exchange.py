@@ -253,7 +253,8 @@ class Server:
         self._answer_dropped()
         if self._is_instant:
             self._serve_instantly()
-        self._work.set()
+        if self._queue:
+            self._work.set()
         try:
             if not job.done.is_set():
                 with trio.move_on_after(WATCH_AFTER_S):
@@ -326,6 +327,8 @@ class Server:
 
     def _take_batch(self, *, accept: Callable[[Job], bool] | None = None) -> list[Ticket[Job]]:
         """The next request and those behind it in fair order that fit into its model call."""
+        if not self._queue:
+            return []
         now_ms = _ms(trio.current_time())
         first = self._queue.pop(now_ms, accept=accept)
         tickets = [] if first is None else [first]
@@ -341,7 +344,7 @@ class Server:
                     and job.head.inputs[0].shape[0] <= fitting_rows
                 )
 
-            while (ticket := self._queue.pop(now_ms, accept=fits)) is not None:
+            while self._queue and (ticket := self._queue.pop(now_ms, accept=fits)) is not None:
                 rows += ticket.request.head.inputs[0].shape[0]
                 tickets.append(ticket)
         self._answer_dropped()

@@ -132,6 +132,8 @@ class ModelCaller:
         rows, steps = output_shape([part.spec for part in parts])
         if output.shape != (rows, steps, self._model.dim):
             raise ValueError(f"an output of shape {output.shape} for {(rows, steps)}")
+        if len(jobs) == 1:
+            return [[(Modality.TENSOR, output)]]
         ends = np.cumsum([job.head.inputs[0].shape[0] for job in jobs])
         return [
             [(Modality.TENSOR, rows_of_job)] for rows_of_job in np.split(output, ends[:-1], axis=0)

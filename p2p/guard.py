@@ -8,6 +8,7 @@ over a bound the newest is reset. A handler outlives its connection by `HANDLER_
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -16,7 +17,7 @@ import trio
 from p2p.connection import Connection, RawStream
 from p2p.errors import NetworkError, ProtocolViolation, StreamError
 from p2p.limits import Limits
-from p2p.multistream import respond
+from p2p.multistream import NegotiatedStream, respond
 from p2p.network import Stream, StreamHandler
 
 HANDLER_GRACE_S = 5.0
@@ -71,13 +72,23 @@ class StreamGuard:
             await reset(stream)
             return
         self._count("streams_inbound")
-        scope = trio.CancelScope()
+        # One scope for negotiation and handler: a scope costs as much as a small message.
+        negotiated_by_s = trio.current_time() + self._limits.negotiation_timeout_s
+        scope = trio.CancelScope(deadline=negotiated_by_s)
+        negotiated: NegotiatedStream | None = None
         self._streams.setdefault(connection, set()).add(scope)
         self._streams_total += 1
         try:
             with scope:
-                await self._negotiate_and_serve(connection, stream)
+                negotiated = await self._negotiate(connection, stream)
+                if connection.is_closed:  # and may have been before there was a scope to tell
+                    scope.deadline = trio.current_time() + HANDLER_GRACE_S
+                else:
+                    scope.deadline = math.inf
+                await self._serve(negotiated)
             if scope.cancelled_caught:
+                if negotiated is None:
+                    raise ProtocolViolation("the peer did not name a protocol in time")
                 self._count("handlers_cancelled")
                 await reset(stream)
         except StreamError:
@@ -108,23 +119,21 @@ class StreamGuard:
             or self._streams_total >= limits.streams_total_max
         )
 
-    async def _negotiate_and_serve(self, connection: Connection, raw: RawStream) -> None:
-        limits = self._limits
+    async def _negotiate(self, connection: Connection, raw: RawStream) -> NegotiatedStream:
         self._negotiating[connection] += 1
         try:
-            with trio.fail_after(limits.negotiation_timeout_s):
-                stream = await respond(
-                    raw,
-                    connection.peer_id,
-                    self._handlers.__contains__,
-                    limits.negotiation_proposals_max,
-                )
-        except trio.TooSlowError as error:
-            raise ProtocolViolation("the peer did not name a protocol in time") from error
+            return await respond(
+                raw,
+                connection.peer_id,
+                self._handlers.__contains__,
+                self._limits.negotiation_proposals_max,
+            )
         finally:
             self._negotiating[connection] -= 1
             if not self._negotiating[connection]:
                 del self._negotiating[connection]
+
+    async def _serve(self, stream: NegotiatedStream) -> None:
         handler = self._handlers.get(stream.protocol)
         if handler is None:  # unserved while the answer was on its way
             raise ProtocolViolation(f"{stream.protocol!r} is not served any more")

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 
 import trio
 
@@ -46,6 +47,30 @@ CONNECTIONS_PER_PEER_MAX = 4
 
 OUTBOUND_SHARE = 0.25
 """Of `connections_max`: so that strangers can never keep us from reaching whom we want."""
+
+
+class _OpenStream(AbstractAsyncContextManager[Stream]):
+    """Opens a stream for a block, which resets it by raising. A class: see `peer_use`."""
+
+    __slots__ = ("_open", "_stream")
+
+    def __init__(self, open_stream: Callable[[], Awaitable[Stream]]) -> None:
+        self._open = open_stream
+
+    async def __aenter__(self) -> Stream:
+        self._stream = await self._open()
+        return self._stream
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            await self._stream.aclose()
+        else:
+            await reset(self._stream)
 
 
 class Switchboard:
@@ -195,19 +220,12 @@ class Switchboard:
 
     # Streams
 
-    @asynccontextmanager
-    async def open_stream(
+    def open_stream(
         self, peer_id: PeerId, *protocols: str, dial: bool = True
-    ) -> AsyncIterator[Stream]:
+    ) -> AbstractAsyncContextManager[Stream]:
         if not protocols:
             raise ValueError("a stream needs at least one protocol")
-        stream = await self._open_stream(peer_id, protocols, dial=dial)
-        try:
-            yield stream
-        except BaseException:
-            await reset(stream)
-            raise
-        await stream.aclose()
+        return _OpenStream(functools.partial(self._open_stream, peer_id, protocols, dial=dial))
 
     def serve(self, protocol: str, handler: StreamHandler) -> None:
         self._guard.serve(protocol, handler)
