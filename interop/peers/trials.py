@@ -34,7 +34,7 @@ from interop.peers.port import (
     PeerOptions,
 )
 from interop.peers.representation import representation_in_js
-from p2p import Identity, Limits, Network, TopicOptions
+from p2p import Identity, Limits, Network, PeerId, TopicOptions
 from p2p.backend.switch import open_switch
 from p2p.gossipsub.parameters import MeshParameters
 from p2p.gossipsub.shell import Gossipsub, open_gossip
@@ -85,7 +85,7 @@ async def mplex_first(open_peer: OpenPeer) -> None:
             else:
                 await ours.connect(theirs.addresses[0])
             await until(lambda: theirs.peer_id in ours.peers, "not connected")
-            await theirs.ping(ours.peer_id)
+            await ping(ours, theirs.peer_id)
 
 
 async def identify_theirs(open_peer: OpenPeer) -> None:
@@ -114,12 +114,16 @@ async def ping_both(open_peer: OpenPeer) -> None:
     """Each pings the other."""
     async with pair(open_peer) as (ours, theirs):
         await theirs.ping(ours.peer_id)
-        async with ours.open_stream(theirs.peer_id, PING) as stream:
-            await stream.send_all(b"p" * 32)
-            back = b""
-            while len(back) < 32:
-                back += await stream.receive_some(32)
-            expect(back == b"p" * 32, "another pong than the ping")
+        await ping(ours, theirs.peer_id)
+
+
+async def ping(ours: Network, peer_id: PeerId) -> None:
+    """Ping `peer_id` once."""
+    async with ours.open_stream(peer_id, PING) as stream:
+        await stream.send_all(b"p" * 32)
+        pong = bytearray(32)
+        expect(await stream.receive_into(pong) == 32, "the pong is cut short")
+        expect(pong == b"p" * 32, "another pong than the ping")
 
 
 async def we_echo(open_peer: OpenPeer) -> str | None:
