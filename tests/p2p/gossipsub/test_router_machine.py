@@ -29,7 +29,7 @@ from p2p.gossipsub.events import (
     TopicLeft,
 )
 from p2p.gossipsub.message import WireMessage, content_id
-from p2p.gossipsub.parameters import MESHSUB_1_1, MESHSUB_1_2
+from p2p.gossipsub.parameters import MESHSUB_1_1, MESHSUB_1_2, MeshParameters
 from p2p.gossipsub.router import Router
 from p2p.gossipsub.topic import TopicRules
 from p2p.identity import PeerId
@@ -38,6 +38,7 @@ from tests.p2p.gossipsub.strategies import SCALE, peer
 
 TOPICS = ("blocks", "votes")
 RULES = TopicRules(payload_bytes_max=3000)
+SEEN_S = MeshParameters().seen_s
 peers = st.integers(1, 16).map(peer)
 topics = st.sampled_from(TOPICS)
 payloads = st.integers(0, 30).map(lambda n: (b"%d" % n) * (2500 if n % 10 == 0 else 1))
@@ -54,7 +55,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.connected: set[PeerId] = set()
         self.open: dict[bytes, str] = {}  # being judged: topic
-        self.accepted: set[bytes] = set()  # by id; nothing may be accepted twice
+        self.accepted: dict[bytes, float] = {}  # when; nothing is accepted twice within `SEEN_S`
         self.sent: set[tuple[PeerId, bytes]] = set()  # forwarded, not asked for by IWANT
 
     def do(self, event: Event) -> list[Effect]:
@@ -69,7 +70,7 @@ class RouterMachine(RuleBasedStateMachine):
                 case Deliver(message):
                     assert message.message_id not in self.accepted
                     assert content_id(message.message) == message.message_id
-                    self.accepted.add(message.message_id)
+                    self.accepted[message.message_id] = self.now
                 case SendMessage(to, message):
                     assert self.connected >= set(to)
                     assert len(set(to)) == len(to)
@@ -133,7 +134,7 @@ class RouterMachine(RuleBasedStateMachine):
         self.do(Published(message, RULES))
         assert self.router.has_seen(message_id)
         self.open.pop(message_id, None)
-        self.accepted.add(message_id)
+        self.accepted.setdefault(message_id, self.now)
 
     @rule(topic=topics)
     def join_or_leave(self, topic: str) -> None:
@@ -154,10 +155,16 @@ class RouterMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.do(HeartbeatDue())
+        self.forget_what_was_seen_long_ago()
         for topic in self.router.topics:
             mesh = self.router.mesh_peers(topic)
             assert len(mesh) <= 12
             assert all(self.router.scores.score(one) >= 0 for one in mesh)
+
+    def forget_what_was_seen_long_ago(self) -> None:
+        old = {each for each, at in self.accepted.items() if self.now - at >= SEEN_S}
+        self.accepted = {each: at for each, at in self.accepted.items() if each not in old}
+        self.sent = {(one, each) for one, each in self.sent if each not in old}
 
     @invariant()
     def the_mesh_is_of_subscribers(self) -> None:
