@@ -138,8 +138,8 @@ class Gossip:
         """A message came, from whomever: the promises to send it are kept."""
         self._promises.pop(message_id, None)
 
-    def heartbeat(self, now: float) -> None:
-        """Penalise broken promises, pay what is owed, begin new counts, shift the cache."""
+    def penalise_broken_promises(self, now: float) -> None:
+        """Score down who announced a message and has not sent it in time."""
         for message_id, promises in list(self._promises.items()):
             for peer in [peer for peer, deadline in promises.items() if deadline <= now]:
                 del promises[peer]
@@ -147,6 +147,9 @@ class Gossip:
                 self._scores.misbehaviour(peer)
             if not promises:
                 del self._promises[message_id]
+
+    def heartbeat(self) -> None:
+        """Pay what is owed, begin new counts, shift the cache."""
         for neighbour in self._neighbours.by_peer.values():
             self._pay(neighbour)
             neighbour.ihave_received = neighbour.ids_requested = neighbour.unwanted_received = 0

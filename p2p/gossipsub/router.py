@@ -199,10 +199,11 @@ class Router:
     def _on_heartbeat(self, now: float) -> None:
         self.scores.decay(now)
         self._seen.expire(now)
+        self._gossip.penalise_broken_promises(now)  # first: who breaks them leaves the mesh now
         self._mesh.maintain(now)
         for topic, members in self._mesh.members.items():
             self._gossip.emit(topic, members)
-        self._gossip.heartbeat(now)
+        self._gossip.heartbeat()
 
     # What peers send
 
