@@ -260,7 +260,8 @@ async def _expect(raw: RawStream, reader: LineReader, line: str) -> None:
 
 async def _read_line(raw: RawStream, reader: LineReader) -> str:
     while (line := reader.next_line()) is None:
-        data = await raw.receive_some()
+        # No more than a line: what lies behind it stays counted, and bounded, by the connection.
+        data = await raw.receive_some(LINE_BYTES_MAX)
         if not data:
             raise StreamReset("the stream ended during negotiation")
         reader.feed(data)
