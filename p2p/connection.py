@@ -12,7 +12,7 @@ from typing import Protocol
 
 from p2p.identity import PeerId
 from p2p.multiaddress import Address
-from p2p.network import ByteStream, Direction
+from p2p.network import Buffer, ByteStream, Direction
 
 
 class RawStream(ByteStream):
@@ -22,6 +22,10 @@ class RawStream(ByteStream):
     def is_readable(self) -> bool:
         """Whether a receive would certainly not wait; False where that is not known."""
         return False
+
+    async def send_behind(self, first: bytes, data: Buffer) -> None:
+        """As `send_all` of both, in one flight where the transport can."""
+        await self.send_all(b"".join((first, data)))
 
 
 class Connection(ABC):

@@ -17,17 +17,13 @@ from collections.abc import Callable
 from p2p.connection import RawStream
 from p2p.errors import ProtocolUnsupported, ProtocolViolation, StreamClosed, StreamReset
 from p2p.identity import PeerId
-from p2p.network import Stream
+from p2p.network import Buffer, Stream
 
 HEADER = "/multistream/1.0.0"
 REFUSAL = "na"
 
 LINE_BYTES_MAX = 1024
 """The longest line of the specification; longer ones end the stream."""
-
-FIRST_FLIGHT_BYTES_MAX = 128 * 1024
-"""How much of a first payload is copied behind the negotiation to leave in the same frame: copying
-it takes a tenth of what another frame does."""
 
 
 def encode_line(text: str) -> bytes:
@@ -46,7 +42,7 @@ class LineReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes | bytearray | memoryview) -> None:
+    def feed(self, data: Buffer) -> None:
         """Take what was received."""
         self._buffer += data
 
@@ -171,11 +167,16 @@ class NegotiatedStream(Stream):
     def protocol(self) -> str:
         return self._protocol
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._raw.send_all(await self._behind_unsent(data))
+    async def send_all(self, data: Buffer) -> None:
+        if self._unsent:
+            await self._raw.send_behind(self._take_unsent(), data)
+        else:
+            await self._raw.send_all(data)
 
-    async def send_last(self, data: bytes | bytearray | memoryview) -> None:
-        await self._raw.send_last(await self._behind_unsent(data))
+    async def send_last(self, *segments: Buffer) -> None:
+        if self._unsent:
+            segments = (self._take_unsent(), *segments)
+        await self._raw.send_last(*segments)
 
     async def wait_send_all_might_not_block(self) -> None:
         await self._raw.wait_send_all_might_not_block()
@@ -222,22 +223,15 @@ class NegotiatedStream(Stream):
     async def reset(self) -> None:
         await self._raw.reset()
 
-    async def _behind_unsent(self, data: bytes | bytearray | memoryview) -> bytes | memoryview:
-        """What is left to send of `data`, once the front of a long one has left with the rest."""
-        view = memoryview(data).cast("B")
-        if not self._unsent:
-            return view
-        first, self._unsent = self._unsent + view[:FIRST_FLIGHT_BYTES_MAX], b""
-        if len(view) <= FIRST_FLIGHT_BYTES_MAX:
-            return first
-        await self._raw.send_all(first)
-        return view[FIRST_FLIGHT_BYTES_MAX:]
+    def _take_unsent(self) -> bytes:
+        """What of the negotiation no payload has carried yet; it must leave now."""
+        unsent, self._unsent = self._unsent, b""
+        return unsent
 
     async def _flush(self) -> None:
-        """Send what of the negotiation no payload has carried yet: the peer may wait for it."""
+        """Send what of the negotiation is unsent: the peer may wait for it."""
         if self._unsent:
-            unsent, self._unsent = self._unsent, b""
-            await self._raw.send_all(unsent)
+            await self._raw.send_all(self._take_unsent())
 
     async def _read_answer(self, reader: LineReader) -> None:
         await _expect(self._raw, reader, HEADER)

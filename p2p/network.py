@@ -22,12 +22,15 @@ import trio
 from p2p.identity import PeerId
 from p2p.limits import Limits
 
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Bytes to send; they must not change until the call that sends them returns."""
+
 
 class ByteStream(trio.abc.HalfCloseableStream):
     """Trio's contract of a half-closeable stream, and what streams here do beyond it."""
 
     @abstractmethod
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+    async def send_all(self, data: Buffer) -> None:
         """Send all of it, waiting for the peer's window."""
 
     @abstractmethod
@@ -38,9 +41,12 @@ class ByteStream(trio.abc.HalfCloseableStream):
     async def reset(self) -> None:
         """End both directions at once; the peer's calls raise `StreamReset`. Idempotent."""
 
-    async def send_last(self, data: bytes | bytearray | memoryview) -> None:
-        """As `send_all` and `send_eof`, in one flight where the transport can."""
-        await self.send_all(data)
+    async def send_last(self, *segments: Buffer) -> None:
+        """As `send_all` of each and `send_eof`, in one flight where the transport can.
+
+        Large segments are encrypted where they lie: joining them first gains nothing.
+        """
+        await self.send_all(b"".join(segments))
         await self.send_eof()
 
     async def receive_into(self, buffer: bytearray | memoryview) -> int:

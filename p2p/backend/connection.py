@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TypeAlias, assert_never
 
 import trio
@@ -27,7 +28,7 @@ from p2p.errors import ProtocolViolation, StreamReset
 from p2p.identity import PeerId
 from p2p.multiaddress import Address
 from p2p.network import Direction
-from p2p.noise.frames import FRAME_BYTES_MAX, PLAINTEXT_BYTES_MAX, Opener
+from p2p.noise.frames import BULK_BYTES_MIN, FRAME_BYTES_MAX, PLAINTEXT_BYTES_MAX, Opener
 from p2p.yamux import (
     UNACKNOWLEDGED_MAX,
     Acknowledged,
@@ -45,9 +46,6 @@ from p2p.yamux.frame import HEADER_BYTES
 BURST_BYTES = 8 * PLAINTEXT_BYTES_MAX
 """Payload of one Yamux frame at most, 512 KiB: what other streams wait for, half a millisecond.
 Four messages instead of eight cost a tenth of the speed; rust-libp2p takes 1 MiB."""
-
-JOINED_BYTES = 2 * PLAINTEXT_BYTES_MAX
-"""Up to this many bytes a burst is copied behind its header, and its end behind it."""
 
 TURN_BYTES = 1024 * 1024
 """Bytes received that no task has to look at before others run: about half a millisecond."""
@@ -85,7 +83,7 @@ class SecureConnection(Connection):
         self._link = link
         self._sock = link.sock
         self._fd = link.sock.fileno()
-        self.wire = Wire(link.sock, link.sealer, arena, self.abort)
+        self.wire = Wire(link.sock, link.sealer, arena, on_drained=self.flush, on_broken=self.abort)
         self._arena = arena
         self._serve = serve
         self._is_closed = False
@@ -143,7 +141,7 @@ class SecureConnection(Connection):
                 with self._scope:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._receive_forever)
-                        nursery.start_soon(self.wire.finish_forever, self.flush)
+                        nursery.start_soon(self.wire.finish_forever)
                         nursery.start_soon(self._watch_forever)
                 self.abort("the connection ended")
         finally:
@@ -225,26 +223,21 @@ class SecureConnection(Connection):
         frame = control + self.session.data_header(state, len(data)) + data
         self.wire.send(frame + self._end_of(state) if is_last else frame)
 
-    def send_burst(self, state: StreamState, view: memoryview, *, is_last: bool) -> int:
-        """Send the front of `view`, as much as window and `BURST_BYTES` allow; returns how much.
+    def send_burst(
+        self, state: StreamState, unsent: deque[memoryview], total_bytes: int, *, is_last: bool
+    ) -> int:
+        """Send the front of `unsent`, as much as window and `BURST_BYTES` allow; returns how much.
 
-        With `is_last` our direction ends behind `view`, in a frame of its own: js-libp2p drops the
-        content of a frame that ends a stream. Up to `JOINED_BYTES` all of it is joined, as a copy
-        costs less than a message; beyond, the odd bytes travel with the header in the first Noise
-        message, so that all others are full and encrypted straight from `view`.
+        What is sent is taken out of `unsent`, which holds `total_bytes`. With `is_last` our
+        direction ends behind all of it, in a frame of its own: js-libp2p drops the content of a
+        frame that ends a stream. The caller sees to the wire (`Wire.send_parts`).
         """
-        count = min(len(view), state.send_window, BURST_BYTES)
+        count = min(total_bytes, state.send_window, BURST_BYTES)
         head = self._take_control() + self.session.data_header(state, count)
-        end = self._end_of(state) if is_last and count == len(view) else b""
-        parts: Sequence[bytes | memoryview]
-        if count <= JOINED_BYTES:
-            joined = memoryview(b"".join((head, view[:count], end)))
-            parts = _messages(joined)
-        else:
-            odd = count % PLAINTEXT_BYTES_MAX
-            front = _messages(memoryview(head + view[:odd]))
-            parts = [*front, *_messages(view[odd:count]), *([end] if end else [])]
-        self.wire.send_parts(parts)
+        pieces = [memoryview(head), *_taken(unsent, count)]
+        if is_last and count == total_bytes:
+            pieces.append(memoryview(self._end_of(state)))
+        self.wire.send_parts(_messages(pieces))
         return count
 
     def _end_of(self, state: StreamState) -> bytes:
@@ -333,18 +326,25 @@ class SecureConnection(Connection):
     def _open(self, opener: Opener, buffer: memoryview, start: int, end: int) -> tuple[int, bool]:
         """Decrypt and hand out all whole frames: (where the rest begins, whether a task cares)."""
         has_woken = False
-        opened = self._arena.opened
+        opened, session = self._arena.opened, self.session
         now = self.heard_at = trio.current_time()
-        count, start = opener.open(buffer, start, end, opened)
-        while count:
-            events = self.session.receive(opened[:count], now)
+        while (count := opener.next_bytes(buffer, start, end)) >= 0:
+            # Bulk goes straight to its reader, or becomes what the reader is given: no copy of it.
+            if count < BULK_BYTES_MIN or count > session.body_bytes:
+                count, start = opener.open(buffer, start, end, opened)
+                events = session.receive(opened[:count], now)
+            elif (target := session.target(count)) is not None:
+                start = opener.open_into(buffer, start, target)
+                events = session.filled(count, now)
+            else:
+                plaintext, start = opener.open_bytes(buffer, start, count)
+                events = session.receive(plaintext, now)
             if events:
                 self._hand_out(events)
                 has_woken = True
-            count, start = opener.open(buffer, start, end, opened)
         if self._arena.budget.is_overdrawn:
             self._arena.relieve()
-        if self.session.control:
+        if session.control:
             self.flush()
         return start, has_woken
 
@@ -414,12 +414,39 @@ class SecureConnection(Connection):
             self.abort("the peer went away")
 
 
-def _messages(view: memoryview) -> list[memoryview]:
-    """`view` in pieces that are one Noise message each."""
-    return [
-        view[start : start + PLAINTEXT_BYTES_MAX]
-        for start in range(0, len(view), PLAINTEXT_BYTES_MAX)
-    ]
+def _taken(unsent: deque[memoryview], count: int) -> Iterator[memoryview]:
+    """Take the first `count` bytes out of `unsent`."""
+    while count:
+        piece = unsent.popleft()
+        if len(piece) > count:
+            unsent.appendleft(piece[count:])
+            piece = piece[:count]
+        count -= len(piece)
+        yield piece
+
+
+def _messages(pieces: Iterable[memoryview]) -> Iterator[memoryview | bytes]:
+    """`pieces`, in order, as Noise messages: small ones are joined, bulk is cut where it lies.
+
+    The odd bytes of bulk travel with what is before it, so that all its other messages are full.
+    """
+    small: list[memoryview] = []
+    small_bytes = 0
+    for piece in pieces:
+        odd = len(piece) % PLAINTEXT_BYTES_MAX if len(piece) >= BULK_BYTES_MIN else len(piece)
+        if small_bytes + odd > PLAINTEXT_BYTES_MAX:
+            yield b"".join(small)
+            small, small_bytes = [], 0
+        small.append(piece[:odd])
+        small_bytes += odd
+        if odd < len(piece):
+            if small_bytes:
+                yield b"".join(small)
+                small, small_bytes = [], 0
+            for start in range(odd, len(piece), PLAINTEXT_BYTES_MAX):
+                yield piece[start : start + PLAINTEXT_BYTES_MAX]
+    if small_bytes:
+        yield b"".join(small)
 
 
 __all__ = ["SecureConnection", "StreamServer"]

@@ -10,12 +10,15 @@ once per `TURN_BYTES`, as a full pass of the scheduler would cost more than most
 from __future__ import annotations
 
 import operator
+from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
 
 from p2p.connection import RawStream
 from p2p.errors import StreamClosed, StreamReset
+from p2p.network import Buffer
 from p2p.yamux import Side, StreamState
 
 if TYPE_CHECKING:
@@ -55,7 +58,7 @@ class SecureStream(RawStream):
     def is_readable(self) -> bool:
         return bool(self.state.pieces)
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+    async def send_all(self, data: Buffer) -> None:
         """Send `data`; returns once all of it is encrypted and handed to the connection.
 
         Cancelled or failed, it has sent an unknown part: reset the stream.
@@ -65,11 +68,15 @@ class SecureStream(RawStream):
             StreamClosed: after `aclose` or `send_eof`.
             trio.BusyResourceError: another task is sending.
         """
-        await self._send(data, is_last=False)
+        await self._send((data,), is_last=False)
 
-    async def send_last(self, data: bytes | bytearray | memoryview) -> None:
-        """As `send_all` and `send_eof`, in one flight."""
-        await self._send(data, is_last=True)
+    async def send_behind(self, first: bytes, data: Buffer) -> None:
+        """As `send_all` of both, in one flight."""
+        await self._send((first, data), is_last=False)
+
+    async def send_last(self, *segments: Buffer) -> None:
+        """As `send_all` of each and `send_eof`, in one flight."""
+        await self._send(segments, is_last=True)
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the peer's window is open, or the stream has ended."""
@@ -189,22 +196,27 @@ class SecureStream(RawStream):
         if task is not None:
             trio.lowlevel.reschedule(task)
 
-    async def _send(self, data: bytes | bytearray | memoryview, *, is_last: bool) -> None:
+    async def _send(self, segments: Sequence[Buffer], *, is_last: bool) -> None:
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending on this stream")
         self._is_sending = True
+        segments = [
+            each if type(each) is bytes else memoryview(each).cast("B") for each in segments
+        ]
+        total_bytes = sum(map(len, segments))
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._check_sendable()
-            if len(data) <= SMALL_BYTES:
-                await self._send_small(bytes(data), is_last=is_last)
+            if total_bytes <= SMALL_BYTES:
+                await self._send_small(b"".join(segments), is_last=is_last)
             else:
-                await self._send_view(memoryview(data).cast("B"), is_last=is_last)
+                await self._send_bulk(segments, total_bytes, is_last=is_last)
             if is_last:
                 self._end_sending()
-            await self._take_turn(len(data))
+            await self._take_turn(total_bytes)
         finally:
             self._is_sending = False
+            self.connection.wire.leave()
 
     def _end_sending(self) -> None:
         """End our direction, if no frame of its last bytes has."""
@@ -220,21 +232,25 @@ class SecureStream(RawStream):
             piece, data = data[: self.state.send_window], data[self.state.send_window :]
             self.connection.send_small(self.state, piece, is_last=is_last and not data)
 
-    async def _send_view(self, view: memoryview, *, is_last: bool) -> None:
-        offset, total = 0, len(view)
-        while offset < total:
+    async def _send_bulk(
+        self, segments: Sequence[Buffer], total_bytes: int, *, is_last: bool
+    ) -> None:
+        unsent = deque(memoryview(segment) for segment in segments)
+        while total_bytes:
             await self._wait_sendable()
-            offset += self.connection.send_burst(self.state, view[offset:], is_last=is_last)
+            total_bytes -= self.connection.send_burst(
+                self.state, unsent, total_bytes, is_last=is_last
+            )
 
     async def _wait_sendable(self) -> None:
         """Until the window and the wire are open; raises when they never will be."""
         while True:
             self._check_sendable()
-            if self.state.send_window == 0:
+            if self.connection.is_wire_busy:
+                await self.connection.wire.wait()
+            elif self.state.send_window == 0:
                 self._sender = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._abort_send)
-            elif self.connection.is_wire_busy:
-                await self.connection.wire.wait()
             else:
                 return
             self._turn_bytes = self._turn_calls = 0
@@ -263,10 +279,10 @@ class SecureStream(RawStream):
     async def _fill(self, target: memoryview) -> int:
         """Fill `target` with what is here, then let the session write to the rest of it."""
         state, filled = self.state, 0
-        while filled < len(target) and state.pieces:
-            data = await self._receive(len(target) - filled)
-            target[filled : filled + len(data)] = data
-            filled += len(data)
+        if state.pieces:
+            filled = state.take_into(target, trio.current_time())
+            if self.connection.session.control:
+                self.connection.flush()
         if filled == len(target):
             return filled
         state.target = target[filled:]
@@ -308,6 +324,10 @@ class SecureStream(RawStream):
     def _abort_receive(self, _: object) -> trio.lowlevel.Abort:
         self._receiver = None
         return trio.lowlevel.Abort.SUCCEEDED
+
+
+def _bytes_of(buffer: bytearray | memoryview) -> memoryview:
+    return memoryview(buffer).cast("B")
 
 
 __all__ = ["SecureStream"]

@@ -17,7 +17,7 @@ from p2p.errors import StreamClosed, StreamReset
 from p2p.identity import PeerId
 from p2p.memory.wire import Wire
 from p2p.multiaddress import Address
-from p2p.network import Direction
+from p2p.network import Buffer, Direction
 
 WINDOW_BYTES = 256 * 1024
 """What a sender may be ahead of the reader: the initial window of Yamux."""
@@ -49,7 +49,7 @@ class MemoryStream(RawStream):
         """Make this the end of `other`, and `other` that of this."""
         self._other, other._other = other, self
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+    async def send_all(self, data: Buffer) -> None:
         with _Exclusive(self._sending):
             await trio.lowlevel.checkpoint()
             view = memoryview(data).cast("B")

@@ -5,7 +5,9 @@ of which 65,519 are plaintext (libp2p Noise spec, "Wire Format"); the nonce coun
 direction and never repeats. A message that is not authentic ends the connection.
 
 The bulk of a large payload is sealed straight from the caller's memory into the send buffer
-(`Sealer.seal_into`); what arrives is opened from one buffer into another (`Opener.open`).
+(`Sealer.seal_into`), and opened straight to where its reader wants it (`Opener.open_into`) or into
+the object that the reader will be given (`Opener.open_bytes`). What is small is opened into a
+buffer that is lent for one step (`Opener.open`).
 """
 
 from __future__ import annotations
@@ -23,6 +25,9 @@ MESSAGE_BYTES_MAX = 65_535
 PLAINTEXT_BYTES_MAX = MESSAGE_BYTES_MAX - TAG_BYTES
 FRAME_BYTES_MAX = LENGTH_BYTES + MESSAGE_BYTES_MAX
 FRAME_OVERHEAD_BYTES = LENGTH_BYTES + TAG_BYTES
+
+BULK_BYTES_MIN = 16 * 1024
+"""Plaintext from which on a message is worth a call of its own: copying it would cost as much."""
 
 _encode_length = struct.Struct(">H").pack
 _encode_length_into = struct.Struct(">H").pack_into
@@ -62,7 +67,11 @@ class Sealer:
 
 
 class Opener:
-    """The receiving direction."""
+    """The receiving direction.
+
+    Each call raises `ProtocolViolation` for a frame that is too short or not authentic; what it
+    wrote by then is not to be used.
+    """
 
     __slots__ = ("_aead", "_nonce", "cipher")
 
@@ -74,35 +83,57 @@ class Opener:
     def open(self, buffer: memoryview, start: int, end: int, out: memoryview) -> tuple[int, int]:
         """Write the plaintexts of the whole frames in `buffer[start:end]` to `out`, back to back.
 
-        Returns how many bytes were written, and where the first frame begins that is not whole or
-        has no room left in `out`; an `out` of `PLAINTEXT_BYTES_MAX` has room for any first one.
-
-        Raises:
-            ProtocolViolation: a frame that is too short or not authentic.
+        Returns how many bytes were written, and where the first frame begins that is not whole, is
+        bulk behind others, or has no room left in `out`; an `out` of `PLAINTEXT_BYTES_MAX` has
+        room for any first one.
         """
-        decrypt_into, nonce_of = self._aead.decrypt_into, self.cipher.nonce_of
-        nonce, count, room = self._nonce, 0, len(out)
+        count, room = 0, len(out)
+        while (plaintext_bytes := self.next_bytes(buffer, start, end)) >= 0:
+            written = count + plaintext_bytes
+            if written > room or (count and plaintext_bytes >= BULK_BYTES_MIN):
+                break
+            start = self.open_into(buffer, start, out[count:written])
+            count = written
+        return count, start
+
+    def next_bytes(self, buffer: memoryview, start: int, end: int) -> int:
+        """How much plaintext the frame at `start` holds; -1 while not all of it is there."""
+        if end - start < LENGTH_BYTES:
+            return -1
+        plaintext_bytes: int = _decode_length(buffer, start)[0] - TAG_BYTES
+        if plaintext_bytes < 0:
+            raise ProtocolViolation(f"a Noise message of {plaintext_bytes + TAG_BYTES} bytes")
+        return plaintext_bytes if start + FRAME_OVERHEAD_BYTES + plaintext_bytes <= end else -1
+
+    def open_into(self, buffer: memoryview, start: int, out: memoryview) -> int:
+        """Open the whole frame at `start` into `out`, of its length; where the next one begins."""
+        begin, stop = start + LENGTH_BYTES, start + FRAME_OVERHEAD_BYTES + len(out)
+        nonce = self._next_nonce()
         try:
-            while end - start >= LENGTH_BYTES:
-                message_bytes = _decode_length(buffer, start)[0]
-                begin, stop = start + LENGTH_BYTES, start + LENGTH_BYTES + message_bytes
-                written = count + message_bytes - TAG_BYTES
-                if message_bytes < TAG_BYTES:
-                    raise ProtocolViolation(f"a Noise message of {message_bytes} bytes")
-                if stop > end or written > room:
-                    break
-                decrypt_into(nonce_of(nonce), buffer[begin:stop], None, out[count:written])
-                nonce += 1
-                start, count = stop, written
+            self._aead.decrypt_into(nonce, buffer[begin:stop], None, out)
         except InvalidTag as error:
             raise ProtocolViolation("a Noise message is not authentic") from error
-        if nonce > self.cipher.messages_max:
+        return stop
+
+    def open_bytes(self, buffer: memoryview, start: int, plaintext_bytes: int) -> tuple[bytes, int]:
+        """Open the whole frame at `start`: (its plaintext, where the next one begins)."""
+        begin, stop = start + LENGTH_BYTES, start + FRAME_OVERHEAD_BYTES + plaintext_bytes
+        nonce = self._next_nonce()
+        try:
+            return self._aead.decrypt(nonce, buffer[begin:stop], None), stop
+        except InvalidTag as error:
+            raise ProtocolViolation("a Noise message is not authentic") from error
+
+    def _next_nonce(self) -> bytes:
+        nonce = self._nonce
+        if nonce >= self.cipher.messages_max:
             raise ProtocolViolation("the Noise nonce is exhausted")
-        self._nonce = nonce
-        return count, start
+        self._nonce = nonce + 1
+        return self.cipher.nonce_of(nonce)
 
 
 __all__ = [
+    "BULK_BYTES_MIN",
     "FRAME_BYTES_MAX",
     "FRAME_OVERHEAD_BYTES",
     "LENGTH_BYTES",

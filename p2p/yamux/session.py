@@ -76,7 +76,7 @@ class Session:
         self._next_id = 1 if is_initiator else 2
         self._remote_parity = 0 if is_initiator else 1
         self._partial_header = b""
-        self._body_bytes = 0  # still to come of the current frame's payload
+        self.body_bytes = 0  # still to come of the current frame's payload
         self._body_stream: StreamState | None = None  # None: discard it
         self._body_flags = 0
         self._ping_value = 0
@@ -93,8 +93,8 @@ class Session:
         events: list[Event] = []
         offset, end = 0, len(data)
         while offset < end:
-            if self._body_bytes:
-                piece = data[offset : offset + self._body_bytes]
+            if self.body_bytes:
+                piece = data[offset : offset + self.body_bytes]
                 offset += len(piece)
                 self._receive_body(piece, events, now)
             elif self._partial_header or end - offset < HEADER_BYTES:
@@ -182,42 +182,60 @@ class Session:
             raise ProtocolViolation("the peer overran a receive window")
         else:
             stream.receive_window -= length
-        self._body_stream, self._body_bytes, self._body_flags = stream, length, flags
+        self._body_stream, self.body_bytes, self._body_flags = stream, length, flags
         if length == 0:
             self._finish_body(events)
 
     def _receive_body(self, piece: bytes | memoryview, events: list[Event], now: float) -> None:
         count = len(piece)
-        self._body_bytes -= count
+        self.body_bytes -= count
         stream = self._body_stream
         if stream is not None and stream.receive_side is Side.OPEN:
             if stream.is_discarding:
                 if 2 * stream.receive_window < stream.window_bytes:
                     self._abandon(stream, events)  # it goes on sending: tell it that nobody reads
             else:
-                if stream.target is not None:
-                    piece = self._fill(stream, stream.target, piece, events, now)
+                if (target := stream.target) is not None:
+                    fitting = min(count, len(target))
+                    target[:fitting] = piece[:fitting]
+                    self._fill(stream, fitting, events, now)
+                    piece = piece[fitting:]
                 if piece:
                     self._keep(stream, piece, events)
-        if self._body_bytes == 0:
+        if self.body_bytes == 0:
             self._finish_body(events)
 
-    def _fill(
-        self,
-        stream: StreamState,
-        target: memoryview,
-        piece: bytes | memoryview,
-        events: list[Event],
-        now: float,
-    ) -> bytes | memoryview:
-        """Copy to where the reader waits for it; returns what had no room."""
-        count = min(len(piece), len(target))
-        target[:count] = piece[:count]
-        stream.target = target[count:] if count < len(target) else None
+    def target(self, count: int) -> memoryview | None:
+        """Where the next `count` bytes belong, if all are payload that a reader has room for.
+
+        After writing them there, call `filled`; else `receive` takes them as any others.
+        """
+        stream = self._body_stream
+        if stream is None or stream.target is None or len(stream.target) < count:
+            return None
+        if count > self.body_bytes or stream.receive_side is not Side.OPEN:
+            return None
+        return stream.target[:count]
+
+    def filled(self, count: int, now: float) -> list[Event]:
+        """The next `count` bytes have been written to what `target` gave."""
+        events: list[Event] = []
+        self.body_bytes -= count
+        if self._body_stream is None:
+            raise InvariantViolation("bytes were written to no stream's target")
+        self._fill(self._body_stream, count, events, now)
+        if self.body_bytes == 0:
+            self._finish_body(events)
+        return events
+
+    def _fill(self, stream: StreamState, count: int, events: list[Event], now: float) -> None:
+        """The first `count` bytes of the stream's target have been written."""
+        target = stream.target
+        if target is not None:
+            stream.target = target[count:] if count < len(target) else None
         if stream.target is None:
             events.append(Readable(stream))
         self._widen(stream, now)
-        return piece[count:]
 
     def _keep(self, stream: StreamState, piece: bytes | memoryview, events: list[Event]) -> None:
         if not stream.pieces:
@@ -328,6 +346,7 @@ class Session:
     def discard(self, stream: StreamState) -> None:
         """Drop what is unread and whatever still comes: nobody will read this stream."""
         stream.is_discarding = True
+        stream.target = None
         stream.pieces.clear()
         stream.taken_of_first = 0
         self._account_read(stream, stream.unread_bytes)

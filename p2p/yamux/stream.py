@@ -5,7 +5,8 @@ announced and grows only by an update that is sent; so `unread_bytes` cannot exc
 (libp2p Yamux spec, "Flow Control"). Growing the window follows go-yamux: when half a window was
 consumed within four round trips, the window and not the reader is what limits, and it doubles.
 
-The state belongs to its `Session`; the only calls for others are `take` and the properties.
+The state belongs to its `Session`; the only calls for others are `take`, `take_into` and the
+properties.
 """
 
 from __future__ import annotations
@@ -128,6 +129,25 @@ class StreamState:
                 taken = b"".join(parts)
         self.session.consumed(self, len(taken), now)
         return taken
+
+    def take_into(self, target: memoryview, now: float) -> int:
+        """Copy received bytes to the front of `target`, as many as fit; returns how many.
+
+        May queue a window update on the session: flush it afterwards.
+        """
+        pieces, skip, room, filled = self.pieces, self.taken_of_first, len(target), 0
+        while pieces and filled < room:
+            first = pieces[0]
+            stop = min(len(first), skip + room - filled)
+            target[filled : filled + stop - skip] = memoryview(first)[skip:stop]
+            filled += stop - skip
+            skip = stop
+            if stop == len(first):
+                pieces.popleft()
+                skip = 0
+        self.taken_of_first = skip
+        self.session.consumed(self, filled, now)
+        return filled
 
 
 __all__ = ["Side", "StreamState"]

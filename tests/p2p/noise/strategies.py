@@ -41,10 +41,13 @@ def finished_pair() -> tuple[Session, Session]:
 def opened(
     opener: Opener, wire: bytes, start: int = 0, end: int | None = None
 ) -> tuple[bytes, int]:
-    """What `Opener.open` makes of `wire[start:end]`, and where the rest begins."""
+    """What `Opener.open` makes of all of `wire[start:end]`, and where the rest begins."""
     out = memoryview(bytearray(len(wire)))
-    count, stop = opener.open(memoryview(wire), start, len(wire) if end is None else end, out)
-    return bytes(out[:count]), stop
+    opened_bytes, stop = b"", len(wire) if end is None else end
+    while opener.next_bytes(memoryview(wire), start, stop) >= 0:
+        count, start = opener.open(memoryview(wire), start, stop, out)
+        opened_bytes += out[:count]
+    return opened_bytes, start
 
 
 def corrupt(message: bytes, rng: random.Random) -> bytes:
