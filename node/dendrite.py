@@ -21,7 +21,7 @@ import trio
 
 from node.deadline import Deadlines
 from node.errors import CallError, CallTimeout, Overloaded, PeerUnreachable, RemoteError
-from node.frame_stream import receive_more, send_frame
+from node.frame_stream import receive_more
 from p2p.errors import NetworkError
 from p2p.identity import PeerId, verify
 from p2p.network import Network, Stream
@@ -199,9 +199,8 @@ class Dendrite:
         async with self._network.open_stream(peer_id, PROTOCOL) as stream:
             remaining_ms = max(1, int((deadline_at_s - trio.current_time()) * 1_000))
             segments = exchange.send(replace(request, remaining_ms=remaining_ms))
-            total_bytes = sum(map(len, segments))
-            if total_bytes <= SEND_ALONE_BYTES:
-                await send_frame(stream, segments, total_bytes)
+            if sum(map(len, segments)) <= SEND_ALONE_BYTES:
+                await stream.send_last(*segments)
                 return await _receive(stream, exchange)
             return await _send_and_receive(stream, exchange, segments)
 
@@ -263,7 +262,7 @@ async def _send_and_receive(
 
         nursery.start_soon(listen)
         try:
-            await send_frame(stream, segments, sum(map(len, segments)))
+            await stream.send_last(*segments)
             sent = True
         except trio.BrokenResourceError:
             # The peer reads no more; what it had to say about that may still be to read.

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from node.byte_budget import BudgetExceeded, ByteBudget, ByteBudgetLimits, Holding
 from node.cost_meter import CostMeter
-from node.frame_stream import receive_more, send_frame
+from node.frame_stream import receive_more
 from node.model import Model, promised_cost, reply_bytes
 from node.model_call import Job, ModelCaller, Ran, Service, row_shapes
 from p2p.identity import PeerId
@@ -368,7 +368,7 @@ class Server:
         options = self._options
         allowed_s = options.send_timeout_s + total_bytes / options.rate_bytes_per_s_min
         with trio.move_on_after(allowed_s) as scope:
-            await send_frame(stream, segments, total_bytes)
+            await stream.send_last(*segments)
         if scope.cancelled_caught:
             self.counters["slow_reader"] += 1
             await stream.reset()

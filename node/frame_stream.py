@@ -1,7 +1,7 @@
 """Between exchange machines and streams: the steps that both ends of an exchange share.
 
-The rule: what is small leaves in one flight together with our end of the stream, and what is large
-is neither joined on its way out nor gathered on its way in.
+The rule: a frame leaves in one flight together with our end of the stream, and what is large is
+neither joined on its way out nor gathered on its way in.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,7 @@ from typing import Protocol, TypeVar
 
 from p2p.network import Stream
 
-JOINED_BYTES_MAX = 128 << 10  # a frame up to this leaves as one: a copy costs less than a flight
-DIRECT_BYTES_MIN = 64 << 10  # from this on, received bytes go straight to where they belong
+DIRECT_BYTES_MIN = 16 << 10  # from this on, received bytes go straight to where they belong
 
 _Event = TypeVar("_Event", covariant=True)
 
@@ -31,17 +30,6 @@ class Receiver(Protocol[_Event]):
         """Take the end of the peer's direction."""
 
 
-async def send_frame(
-    stream: Stream, segments: Sequence[bytes | memoryview], total_bytes: int
-) -> None:
-    """Send the segments of a frame, `total_bytes` together, and end our direction."""
-    if total_bytes <= JOINED_BYTES_MAX:
-        segments = [b"".join(segments)]
-    for segment in segments[:-1]:
-        await stream.send_all(segment)
-    await stream.send_last(segments[-1])
-
-
 async def receive_more(stream: Stream, exchange: Receiver[_Event]) -> Sequence[_Event]:
     """Receive what comes next, and give it to `exchange`; returns its events."""
     target = exchange.payload_target()
@@ -57,4 +45,4 @@ async def receive_more(stream: Stream, exchange: Receiver[_Event]) -> Sequence[_
     return exchange.receive_data(data)
 
 
-__all__ = ["receive_more", "send_frame"]
+__all__ = ["receive_more"]

@@ -19,9 +19,9 @@ class RawStream(ByteStream):
     """One multiplexed stream that does not yet speak a protocol; errors are those of `Stream`."""
 
     @property
-    def is_readable(self) -> bool:
-        """Whether a receive would certainly not wait; False where that is not known."""
-        return False
+    def readable_bytes(self) -> int:
+        """What can certainly be received without waiting; 0 where that is not known."""
+        return 0
 
     async def send_behind(self, first: bytes, data: Buffer) -> None:
         """As `send_all` of both, in one flight where the transport can."""

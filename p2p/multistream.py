@@ -12,7 +12,9 @@ not wait for the answer, that leaves with the responder's first payload, or befo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import NoReturn
 
 from p2p.connection import RawStream
 from p2p.errors import ProtocolUnsupported, ProtocolViolation, StreamClosed, StreamReset
@@ -24,6 +26,9 @@ REFUSAL = "na"
 
 LINE_BYTES_MAX = 1024
 """The longest line of the specification; longer ones end the stream."""
+
+AGREEMENTS_MAX = 256
+"""Encoded negotiations kept; only protocols that our own program names come here."""
 
 
 def encode_line(text: str) -> bytes:
@@ -100,8 +105,8 @@ async def propose(raw: RawStream, peer_id: PeerId, protocols: tuple[str, ...]) -
 
 def propose_optimistically(raw: RawStream, peer_id: PeerId, protocol: str) -> NegotiatedStream:
     """A stream that speaks `protocol` at once; nothing is sent before its first use."""
-    proposal = encode_line(HEADER) + encode_line(protocol)
-    return NegotiatedStream(raw, peer_id, protocol, unsent=proposal, is_answered=False)
+    proposal = _agreement(protocol)
+    return NegotiatedStream(raw, peer_id, protocol, unsent=proposal, unanswered=proposal)
 
 
 async def respond(
@@ -118,23 +123,23 @@ async def respond(
     """
     reader = LineReader()
     await _expect(raw, reader, HEADER)
-    answer = encode_line(HEADER)
+    answers_header = True
     for _ in range(proposals_max):
         protocol = reader.next_line()
         if protocol is None:
-            if answer:
-                await raw.send_all(answer)
-                answer = b""
+            if answers_header:
+                await raw.send_all(encode_line(HEADER))
+                answers_header = False
             protocol = await _read_line(raw, reader)
         if is_served(protocol):
-            answer += encode_line(protocol)
+            answer = _agreement(protocol) if answers_header else encode_line(protocol)
             surplus = reader.take_surplus()
             if not surplus:
                 await raw.send_all(answer)
                 answer = b""
             return NegotiatedStream(raw, peer_id, protocol, surplus=surplus, unsent=answer)
-        await raw.send_all(answer + encode_line(REFUSAL))
-        answer = b""
+        await raw.send_all((encode_line(HEADER) if answers_header else b"") + encode_line(REFUSAL))
+        answers_header = False
     raise ProtocolViolation(f"{proposals_max} proposals, none of them served")
 
 
@@ -149,15 +154,17 @@ class NegotiatedStream(Stream):
         *,
         surplus: bytes = b"",
         unsent: bytes = b"",
-        is_answered: bool = True,
+        unanswered: bytes = b"",
     ) -> None:
-        """`surplus` came behind the negotiation; `unsent` is what of it has yet to leave."""
+        """`surplus` came behind the negotiation; `unsent` is what of it has yet to leave, and
+        `unanswered` what of it the peer has yet to echo.
+        """
         self._raw = raw
         self._peer_id = peer_id
         self._protocol = protocol
         self._surplus = surplus
         self._unsent = unsent
-        self._answer: LineReader | None = None if is_answered else LineReader()
+        self._unanswered = unanswered
 
     @property
     def peer_id(self) -> PeerId:
@@ -186,27 +193,26 @@ class NegotiatedStream(Stream):
         await self._raw.send_eof()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        if self._answer is not None:
-            await self._flush()
-            await self._read_answer(self._answer)
+        if self._unanswered:
+            await self._read_answer()
         if self._surplus and (max_bytes is None or max_bytes > 0):
             size = len(self._surplus) if max_bytes is None else max_bytes
             data, self._surplus = self._surplus[:size], self._surplus[size:]
             return data
-        if self._unsent and not self._raw.is_readable:
+        if self._unsent and not self._raw.readable_bytes:
             await self._flush()
         return await self._raw.receive_some(max_bytes)
 
     async def receive_into(self, buffer: bytearray | memoryview) -> int:
         target = memoryview(buffer).cast("B")
-        if self._answer is not None:
-            await self._flush()
-            await self._read_answer(self._answer)
+        if self._unanswered:
+            await self._read_answer()
         count = min(len(self._surplus), len(target))
         target[:count], self._surplus = self._surplus[:count], self._surplus[count:]
         if count == len(target):
             return count
-        await self._flush()
+        if self._unsent and self._raw.readable_bytes < len(target) - count:
+            await self._flush()
         return count + await self._raw.receive_into(target[count:])
 
     async def wait_ended(self) -> None:
@@ -233,17 +239,33 @@ class NegotiatedStream(Stream):
         if self._unsent:
             await self._raw.send_all(self._take_unsent())
 
-    async def _read_answer(self, reader: LineReader) -> None:
+    async def _read_answer(self) -> None:
+        """Read the echo of our proposal, and not a byte more; cancelled, go on the next time."""
+        await self._flush()
+        while self._unanswered:
+            data = await self._raw.receive_some(len(self._unanswered))
+            if not data:
+                raise StreamReset("the stream ended during negotiation")
+            if not self._unanswered.startswith(data):
+                await self._fail(data)
+            self._unanswered = self._unanswered[len(data) :]
+
+    async def _fail(self, data: bytes) -> NoReturn:
+        """Say why an answer is not the echo of our proposal, from `data` on."""
+        proposal, reader = _agreement(self._protocol), LineReader()
+        reader.feed(proposal[: len(proposal) - len(self._unanswered)] + data)
         await _expect(self._raw, reader, HEADER)
         answer = await _read_line(self._raw, reader)
-        if answer == self._protocol:
-            self._surplus = reader.take_surplus()
-            self._answer = None
-            return
         await self._raw.reset()
         if answer == REFUSAL:
             raise ProtocolUnsupported((self._protocol,))
         raise ProtocolViolation(f"{answer!r} answers the proposal of {self._protocol!r}")
+
+
+@functools.lru_cache(maxsize=AGREEMENTS_MAX)
+def _agreement(protocol: str) -> bytes:
+    """What both sides say in order to agree on a protocol that is spoken here."""
+    return encode_line(HEADER) + encode_line(protocol)
 
 
 async def _expect(raw: RawStream, reader: LineReader, line: str) -> None:

@@ -20,8 +20,9 @@ BUFFER_BYTES = 10 * FRAME_BYTES_MAX
 """A burst of eight full Noise frames with one before and one behind it, 640 KiB: larger ones gain
 little and fall out of the cache."""
 
-OPENED_BYTES = PLAINTEXT_BYTES_MAX
-"""Plaintext of small messages that is handed on at a time; bulk never comes here."""
+OPENED_BYTES = 2 * PLAINTEXT_BYTES_MAX
+"""Plaintext that is handed on at a time; of bulk, only what begins with a header comes here. Pieces
+of 128 KiB and more would be mapped and unmapped by malloc one by one."""
 
 SPARE_BUFFERS_MAX = 8
 

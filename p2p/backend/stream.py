@@ -55,8 +55,8 @@ class SecureStream(RawStream):
         return self._is_closed or self.state.send_side is Side.RESET
 
     @property
-    def is_readable(self) -> bool:
-        return bool(self.state.pieces)
+    def readable_bytes(self) -> int:
+        return self.state.unread_bytes
 
     async def send_all(self, data: Buffer) -> None:
         """Send `data`; returns once all of it is encrypted and handed to the connection.
