@@ -102,7 +102,7 @@ def decode_header(data: bytes, limits: Limits) -> Header:
         kind=kind,
         request_id=message.request_id,
         remaining_ms=message.remaining_ms,
-        parts=tuple(_decode_part(part) for part in message.parts),
+        parts=tuple(map(_decode_part, message.parts)),
         payload_digest=message.payload_digest,
         reply_dtype=_decode_reply_dtype(kind, message.reply_dtype),
         receipt_wanted=message.receipt_wanted,
@@ -122,29 +122,30 @@ def check_header(header: Header, limits: Limits) -> None:
     parts = header.parts
     match header.kind:
         case Kind.FORWARD:
-            check_specs(parts, limits)
+            payload_bytes = check_specs(parts, limits)
         case Kind.BACKWARD:
-            check_specs(parts[:-1], limits)
-            _check_output_gradient(parts, limits)
+            payload_bytes = check_specs(parts[:-1], limits)
+            payload_bytes += _check_output_gradient(parts, limits)
         case Kind.RESULT:
             if len(parts) != 1:
                 raise _malformed("a result has one part")
-            _check_answer(parts, limits, is_gradient=False)
+            payload_bytes = _check_answer(parts, limits, is_gradient=False)
         case Kind.GRADIENT:
-            _check_answer(parts, limits, is_gradient=True)
+            payload_bytes = _check_answer(parts, limits, is_gradient=True)
         case Kind.FAILURE:
+            payload_bytes = 0
             if header.failure is None or parts:
                 raise _malformed("a failure has a code and no parts")
         case _:  # pragma: no cover
             assert_never(header.kind)
     if (header.failure is not None) != (header.kind is Kind.FAILURE):
         raise _malformed("only a failure has a failure code")
-    if header.payload_bytes > limits.payload_bytes_max:
-        detail = f"{header.payload_bytes} bytes, {limits.payload_bytes_max} allowed"
+    if payload_bytes > limits.payload_bytes_max:
+        detail = f"{payload_bytes} bytes, {limits.payload_bytes_max} allowed"
         raise RemoteProtocolError(FailureCode.TOO_LARGE, detail)
 
 
-def _check_output_gradient(parts: tuple[PartSpec, ...], limits: Limits) -> None:
+def _check_output_gradient(parts: tuple[PartSpec, ...], limits: Limits) -> int:
     gradient = parts[-1]
     if gradient.modality is not Modality.TENSOR:
         raise _malformed("the last part of a backward request is the gradient, a TENSOR")
@@ -153,13 +154,15 @@ def _check_output_gradient(parts: tuple[PartSpec, ...], limits: Limits) -> None:
     if gradient.shape[:2] != expected:
         detail = f"a gradient of {gradient.shape[:2]} for an output of {expected}"
         raise RemoteProtocolError(FailureCode.BAD_SHAPE, detail)
+    return gradient.payload_bytes
 
 
-def _check_answer(parts: tuple[PartSpec, ...], limits: Limits, *, is_gradient: bool) -> None:
+def _check_answer(parts: tuple[PartSpec, ...], limits: Limits, *, is_gradient: bool) -> int:
     for spec in parts:
         if spec.modality is Modality.TEXT:
             raise _malformed("an answer has no TEXT")
         check_spec(spec, limits, is_gradient=is_gradient)
+    return sum(spec.payload_bytes for spec in parts)
 
 
 def _decode_part(part: wire_pb2.Part) -> PartSpec:

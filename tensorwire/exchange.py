@@ -9,7 +9,7 @@ still send one FAILURE); what this side does out of order is a `LocalProtocolErr
 nothing. Flow control, interleaving and cancellation are the stream's.
 """
 
-from typing import TypeVar, assert_never
+from typing import TypeVar
 
 from blake3 import blake3
 
@@ -40,8 +40,10 @@ from tensorwire.events import (
 from tensorwire.framing import HeadReader, PayloadReader, Segments, encode_frame
 from tensorwire.tensor import (
     VOCABULARY_MAX,
+    DType,
     Limits,
     Part,
+    PartSpec,
     check_specs,
     check_values,
     gradient_specs,
@@ -160,7 +162,8 @@ class ClientExchange(_Exchange):
     def __init__(self, *, request_id: bytes, limits: Limits | None = None) -> None:
         super().__init__(limits if limits is not None else Limits())
         self.request_id = require_request_id(request_id)
-        self._request: Request | None = None
+        self._inputs: tuple[PartSpec, ...] | None = None  # of the request that was sent
+        self._reply_dtype = DType.FLOAT32
 
     @property
     def answer_begun(self) -> bool:
@@ -175,11 +178,12 @@ class ClientExchange(_Exchange):
         """
         kind = kind_of(request)
         parts = request_parts(request)
+        specs = tuple([part.spec for part in parts])
         header = Header(
             kind=kind,
             request_id=self.request_id,
             remaining_ms=request.remaining_ms,
-            parts=tuple(part.spec for part in parts),
+            parts=specs,
             payload_digest=_payload_digest(parts) if digest else b"",
             reply_dtype=request.reply_dtype,
             receipt_wanted=request.receipt_wanted,
@@ -189,7 +193,8 @@ class ClientExchange(_Exchange):
         except RemoteProtocolError as error:
             raise LocalProtocolError(str(error)) from error
         self._step(_SENDS[kind])
-        self._request = request
+        self._inputs = specs if kind is Kind.FORWARD else specs[:-1]
+        self._reply_dtype = request.reply_dtype
         return encode_frame(encode_header(header), parts)
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> list[ClientEvent]:
@@ -237,8 +242,7 @@ class ClientExchange(_Exchange):
         return [Gradient(gradients=parts, receipt=self._header.receipt)]
 
     def _check_answer(self, header: Header) -> None:
-        request = self._request
-        if request is None:
+        if self._inputs is None:
             raise InvariantViolation("an answer without a request")
         if header.request_id != self.request_id:
             # A server that could not read our header answers with the id it did not learn: zeros.
@@ -247,17 +251,13 @@ class ClientExchange(_Exchange):
             raise self._fault(FailureCode.MALFORMED, "the answer is to another request")
         if header.kind is Kind.FAILURE:
             return
-        inputs = tuple(part.spec for part in request.parts)
-        shapes = [spec.shape for spec in header.parts]
-        if header.kind is Kind.RESULT:
-            right = shapes[0][:2] == output_shape(inputs)
-        else:
-            right = shapes == [spec.shape for spec in gradient_specs(inputs)]
-        if not right:
+        if not _fits(header.kind, header.parts, self._inputs):
+            shapes = [spec.shape for spec in header.parts]
             raise self._fault(FailureCode.BAD_SHAPE, f"an answer of shapes {shapes}")
-        if any(spec.dtype is not request.reply_dtype for spec in header.parts):
-            detail = f"{request.reply_dtype.name} was asked for"
-            raise self._fault(FailureCode.BAD_DTYPE, detail)
+        for spec in header.parts:
+            if spec.dtype is not self._reply_dtype:
+                detail = f"{self._reply_dtype.name} was asked for"
+                raise self._fault(FailureCode.BAD_DTYPE, detail)
 
 
 class ServerExchange(_Exchange):
@@ -328,13 +328,14 @@ class ServerExchange(_Exchange):
         """The segments of the answer's frame; raises `LocalProtocolError` for a wrong one."""
         kind = kind_of(answer)
         parts = answer_parts(answer)
+        specs = tuple([part.spec for part in parts])
         if not isinstance(answer, Failure):
-            self._check_own_answer(answer)
+            self._check_own_answer(kind, specs)
         self._step(_SENDS[kind])
         header = Header(
             kind=kind,
             request_id=self.request_id,
-            parts=tuple(part.spec for part in parts),
+            parts=specs,
             receipt=None if isinstance(answer, Failure) else answer.receipt,
             failure=answer if isinstance(answer, Failure) else None,
         )
@@ -364,26 +365,26 @@ class ServerExchange(_Exchange):
             )
         ]
 
-    def _check_own_answer(self, answer: Result | Gradient) -> None:
-        if self._request is None or self._state not in (
-            State.SERVING_FORWARD,
-            State.SERVING_BACKWARD,
-        ):
+    def _check_own_answer(self, kind: Kind, specs: tuple[PartSpec, ...]) -> None:
+        request = self._request
+        if request is None or self._state not in (State.SERVING_FORWARD, State.SERVING_BACKWARD):
             raise LocalProtocolError(f"no request waits for an answer in {self._state.name}")
-        specs = [part.spec for part in answer_parts(answer)]
-        inputs, reply_dtype = self._request.inputs, self._request.reply_dtype
-        if any(spec.dtype is not reply_dtype for spec in specs):
-            raise LocalProtocolError(f"{reply_dtype.name} was asked for")
-        match answer:
-            case Result():
-                if len(specs[0].shape) != 3 or specs[0].shape[:2] != output_shape(inputs):
-                    raise LocalProtocolError(f"an output of shape {specs[0].shape}")
-                check_specs(specs, self._limits)
-            case Gradient():
-                if [s.shape for s in specs] != [s.shape for s in gradient_specs(inputs)]:
-                    raise LocalProtocolError("gradients are shaped like the parts they belong to")
-            case _:  # pragma: no cover
-                assert_never(answer)
+        for spec in specs:
+            if spec.dtype is not request.reply_dtype:
+                raise LocalProtocolError(f"{request.reply_dtype.name} was asked for")
+        if not _fits(kind, specs, request.inputs):
+            shapes = [spec.shape for spec in specs]
+            raise LocalProtocolError(f"an answer of shapes {shapes} to {request.kind.name}")
+        if kind is Kind.RESULT:
+            check_specs(specs, self._limits)
+
+
+def _fits(kind: Kind, specs: tuple[PartSpec, ...], inputs: tuple[PartSpec, ...]) -> bool:
+    """Whether an answer of such parts has the shapes that a request of `inputs` asks for."""
+    if kind is Kind.RESULT:
+        shape = specs[0].shape
+        return len(shape) == 3 and shape[:2] == output_shape(inputs)
+    return [spec.shape for spec in specs] == [spec.shape for spec in gradient_specs(inputs)]
 
 
 def _request_head(header: Header) -> RequestHead:

@@ -124,7 +124,7 @@ class PayloadReader:
         if not self.complete:
             raise InvariantViolation("the payload is not complete")
         return tuple(
-            Part(spec.modality, WireTensor(spec.dtype, spec.shape, view.toreadonly()))
+            Part(spec.modality, WireTensor(spec.dtype, spec.shape, view))
             for spec, view in zip(self._specs, self._views, strict=True)
         )
 

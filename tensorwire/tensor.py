@@ -12,9 +12,10 @@ Specification: "The protocol" in `interop/README.md`.
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from enum import IntEnum, unique
+from types import MappingProxyType
 from typing import Any, Self, assert_never
 
 import numpy as np
@@ -84,7 +85,8 @@ class Limits:
     """Bounds of one exchange; a peer's status may advertise less, never more.
 
     64 MiB is 1,024 × 16 × 1,024 float32 or one 4,096-step sequence of dim 4,096; with 64 exchanges
-    in flight a server stays under 4 GiB, and `node.exchange` sets a lower total.
+    in flight a server stays under 4 GiB, and `node.exchange` sets a lower total. `bounds` are those
+    of every dimension, by modality.
     """
 
     batch_max: int = 1_024
@@ -95,11 +97,20 @@ class Limits:
     parts_max: int = 8
     payload_bytes_max: int = 64 << 20
     header_bytes_max: int = 64 << 10
+    bounds: Mapping[Modality, tuple[int, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            if getattr(self, name) < 1:
-                raise LocalProtocolError(f"{name} must be positive")
+        for each in fields(self):
+            if each.init and getattr(self, each.name) < 1:
+                raise LocalProtocolError(f"{each.name} must be positive")
+        steps = (self.batch_max, self.seq_max)
+        bounds = {
+            Modality.TEXT: steps,
+            Modality.IMAGE: (*steps, self.channels_max, self.side_max, self.side_max),
+            Modality.SPEECH: (*steps, SPEECH_SAMPLES),
+            Modality.TENSOR: (*steps, self.dim_max),
+        }
+        object.__setattr__(self, "bounds", MappingProxyType(bounds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +148,8 @@ class WireTensor:
         expected = payload_bytes(self.dtype, math.prod(self.shape))
         if self.data.nbytes != expected:
             raise LocalProtocolError(f"{self.data.nbytes} bytes for {expected} of {self.shape}")
+        if not self.data.readonly:
+            object.__setattr__(self, "data", self.data.toreadonly())
 
     @classmethod
     def from_numpy(cls, array: NDArray[Any], dtype: DType | None = None) -> Self:
@@ -146,7 +159,6 @@ class WireTensor:
         floats into FLOAT32. BFLOAT16 rounds to nearest even; INT8_BLOCK quantises.
         """
         chosen = dtype if dtype is not None else _natural_dtype(array.dtype)
-        shape = tuple(int(size) for size in array.shape)
         match chosen:
             case DType.BFLOAT16:
                 flat: NDArray[Any] = _bfloat16_bits(np.ascontiguousarray(array, dtype="<f4"))
@@ -156,7 +168,7 @@ class WireTensor:
                 flat = np.ascontiguousarray(array, dtype=_NUMPY[chosen])
             case _:  # pragma: no cover
                 assert_never(chosen)
-        return cls(chosen, shape, _bytes_view(flat))
+        return cls(chosen, array.shape, _bytes_view(flat))
 
     @property
     def payload_bytes(self) -> int:
@@ -175,9 +187,7 @@ class WireTensor:
             case DType.INT8_BLOCK:
                 return _dequantised(self.data, math.prod(self.shape)).reshape(self.shape)
             case DType.FLOAT32 | DType.FLOAT16 | DType.INT64:
-                array = np.frombuffer(self.data, dtype=_NUMPY[self.dtype]).reshape(self.shape)
-                array.flags.writeable = False
-                return array
+                return np.frombuffer(self.data, dtype=_NUMPY[self.dtype]).reshape(self.shape)
             case _:  # pragma: no cover
                 assert_never(self.dtype)
 
@@ -216,20 +226,7 @@ def check_spec(spec: PartSpec, limits: Limits, *, is_gradient: bool = False) -> 
     """
     if len(spec.shape) != RANKS[spec.modality]:
         raise _shape_fault(spec, f"rank {RANKS[spec.modality]} expected")
-    bounds: tuple[int, ...]
-    match spec.modality:
-        case Modality.TEXT:
-            bounds = (limits.batch_max, limits.seq_max)
-        case Modality.IMAGE:
-            sides = (limits.channels_max, limits.side_max, limits.side_max)
-            bounds = (limits.batch_max, limits.seq_max, *sides)
-        case Modality.SPEECH:
-            bounds = (limits.batch_max, limits.seq_max, SPEECH_SAMPLES)
-        case Modality.TENSOR:
-            bounds = (limits.batch_max, limits.seq_max, limits.dim_max)
-        case _:  # pragma: no cover
-            assert_never(spec.modality)
-    for size, bound in zip(spec.shape, bounds, strict=True):
+    for size, bound in zip(spec.shape, limits.bounds[spec.modality], strict=True):
         if not 1 <= size <= bound:
             raise _shape_fault(spec, f"a dimension is not within 1..{bound}")
     if spec.modality is Modality.SPEECH and spec.shape[2] != SPEECH_SAMPLES:
@@ -240,8 +237,11 @@ def check_spec(spec: PartSpec, limits: Limits, *, is_gradient: bool = False) -> 
         raise RemoteProtocolError(FailureCode.BAD_DTYPE, detail)
 
 
-def check_specs(specs: Sequence[PartSpec], limits: Limits) -> None:
-    """All parts of a request: each one, one batch size, seq in sum and bytes in total."""
+def check_specs(specs: Sequence[PartSpec], limits: Limits) -> int:
+    """All parts of a request: each one, one batch size, seq in sum and bytes in total.
+
+    Returns the bytes in total; raises `RemoteProtocolError`.
+    """
     if not 1 <= len(specs) <= limits.parts_max:
         detail = f"{len(specs)} parts, 1..{limits.parts_max} expected"
         raise RemoteProtocolError(FailureCode.MALFORMED, detail)
@@ -257,6 +257,7 @@ def check_specs(specs: Sequence[PartSpec], limits: Limits) -> None:
     if total_bytes > limits.payload_bytes_max:
         detail = f"{total_bytes} bytes, {limits.payload_bytes_max} allowed"
         raise RemoteProtocolError(FailureCode.TOO_LARGE, detail)
+    return total_bytes
 
 
 def check_values(
@@ -272,7 +273,7 @@ def check_values(
         case DType.FLOAT32:
             is_sound = part.modality is Modality.SPEECH and not is_gradient
             bound = SPEECH_VALUE_MAX if is_sound else VALUE_MAX
-            fits = _are_within(tensor.to_numpy().reshape(-1), bound)
+            fits = _are_within(np.frombuffer(tensor.data, dtype="<f4"), bound)
         case DType.FLOAT16:
             fits = _magnitude_max(tensor) <= _FLOAT16_MAGNITUDE_MAX
         case DType.BFLOAT16:
@@ -306,6 +307,8 @@ def _shape_fault(spec: PartSpec, detail: str) -> RemoteProtocolError:
 
 
 def _natural_dtype(dtype: np.dtype[Any]) -> DType:
+    if dtype == np.float32:
+        return DType.FLOAT32
     if dtype == np.float16:
         return DType.FLOAT16
     if np.issubdtype(dtype, np.integer):
@@ -324,11 +327,12 @@ def _bytes_view(array: NDArray[Any]) -> memoryview:
 def _are_within(values: NDArray[np.float32], bound: float) -> bool:
     # A sum of squares below bound² is proof in one pass at a third of the cost; it is not where it
     # is infinite, NaN or near the bound. min and max propagate NaN, which fails both comparisons.
+    safe = SQUARES_SAFE * bound * bound
     whole = values.size - values.size % SQUARES_ELEMENTS
     rows, tail = values[:whole].reshape(-1, SQUARES_ELEMENTS), values[whole:]
-    safe = SQUARES_SAFE * bound * bound
-    if np.vdot(tail, tail) <= safe and (not whole or np.vecdot(rows, rows).max() <= safe):
-        return True
+    if np.maximum.reduce(np.vecdot(rows, rows), initial=0) <= safe:
+        if not tail.size or np.vdot(tail, tail) <= safe:
+            return True
     return bool(values.min() >= -bound and values.max() <= bound)
 
 

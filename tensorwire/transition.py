@@ -15,6 +15,8 @@ from typing import Final
 class Role(Enum):
     """Which end of the stream."""
 
+    __hash__ = object.__hash__  # members are singletons; Enum's own hashes their names, in Python
+
     CLIENT = auto()
     SERVER = auto()
 
@@ -22,6 +24,8 @@ class Role(Enum):
 @unique
 class State(Enum):
     """Where an exchange stands; the suffix says which kind of request it is about."""
+
+    __hash__ = object.__hash__
 
     IDLE = auto()
     AWAITING_RESULT = auto()
@@ -41,6 +45,8 @@ class State(Enum):
 @unique
 class Input(Enum):
     """What can happen to an exchange: SEND and ADMIT by this side, the others by the peer."""
+
+    __hash__ = object.__hash__
 
     SEND_FORWARD = auto()
     SEND_BACKWARD = auto()
