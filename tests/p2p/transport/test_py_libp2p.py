@@ -22,11 +22,12 @@ from libp2p.network.stream.exceptions import StreamEOF, StreamError
 from libp2p.peer.peerinfo import info_from_p2p_addr
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
 import p2p
 from p2p.backend.muxed import MuxedConnection
-from p2p.backend.transport import AgoraTransport
+from p2p.backend.transport import AgoraTransport, MuxedListener
 from tests.p2p.transport.pairs import open_files
 
 pytestmark = [
@@ -221,6 +222,16 @@ async def test_cancelling_a_host_closes_its_sockets() -> None:
     with trio.fail_after(5):
         while open_files() > files:
             await trio.testing.wait_all_tasks_blocked(0.01)
+
+
+async def test_a_swarm_that_has_ended_listens_nowhere() -> None:
+    listener = AgoraTransport(p2p.Identity.generate()).create_listener(echo)
+    assert isinstance(listener, MuxedListener)
+    async with trio.open_nursery() as nursery:
+        listener.background_nursery = nursery
+    with pytest.raises(OpenConnectionError, match="has ended"):
+        await listener.listen(ANYWHERE)
+    assert listener.get_addrs() == ()
 
 
 @pytest.mark.parametrize("error", [StreamError, StreamEOF])
