@@ -27,7 +27,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import trio
+from rich.cells import cell_len
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 CLOSE_TIMEOUT_S = 5.0
@@ -153,13 +155,43 @@ def print_json(result: Mapping[str, object]) -> None:
 def print_table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], *, caption: str = ""
 ) -> None:
-    """The result for people; the first column is left-aligned, the others are numbers."""
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    Console().print(table)
+    """The result for people; the first column is left-aligned, the others are numbers.
+
+    Nothing is cut: columns that do not fit beside each other follow below, each time with the
+    first one, and a table that is too wide even then is as wide as it has to be.
+    """
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [
+        max(cell_len(row[index]) for row in (columns, *texts)) for index in range(len(columns))
+    ]
+    blocks = _blocks(widths, Console().width)
+    width = max(Console().width, *(_table_width(widths, block) for block in blocks))
+    console = Console(width=width, highlight=False)
+    console.print(title, style="italic", markup=False)
+    for block in blocks:
+        table = Table()
+        for index in block:
+            table.add_column(escape(columns[index]), justify="right" if index else "left")
+        for row in texts:
+            table.add_row(*(escape(row[index]) for index in block))
+        console.print(table)
+    if caption:
+        console.print(caption, style="dim italic", markup=False)
+
+
+def _blocks(widths: Sequence[int], width_max: int) -> list[list[int]]:
+    """The columns in groups that fit into `width_max`, each led by the first column."""
+    blocks = [[0]]
+    for index in range(1, len(widths)):
+        if len(blocks[-1]) > 1 and _table_width(widths, [*blocks[-1], index]) > width_max:
+            blocks.append([0])
+        blocks[-1].append(index)
+    return blocks
+
+
+def _table_width(widths: Sequence[int], block: Sequence[int]) -> int:
+    """Of a table of these columns: each has a space on either side and a line, and one ends it."""
+    return sum(widths[index] + 3 for index in block) + 1
 
 
 __all__ = [

@@ -161,8 +161,8 @@ class Switchboard:
     # Connecting
 
     async def listen(self, addresses: Sequence[str]) -> None:
-        """Listen on every address, or on none; `MalformedAddress`, `PortInUse`."""
-        if self._transport is None:
+        """Listen on every address, or on none; `MalformedAddress`, `PortInUse`, `NetworkClosed`."""
+        if self._transport is None or self._is_closed:
             raise NetworkClosed
         await self._transport.listen([Address.parse(text) for text in addresses])
         self._nursery.start_soon(self._push_identity)

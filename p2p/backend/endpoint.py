@@ -117,7 +117,8 @@ class Endpoint:
             except (HandshakeFailed, OSError):  # a socket may be gone before it is looked at
                 self.arena.count("handshakes_failed")
             except LimitExceeded:
-                self.arena.count("connections_refused")
+                if connection is None:  # else `handle` refused it, and whoever refuses counts
+                    self.arena.count("connections_refused")
             finally:
                 if connection is not None:
                     connection.abort("the connection was dropped here")

@@ -38,6 +38,7 @@ class TcpTransport:
         self._sink = sink
         self._nursery = nursery
         self._listening: list[Address] = []
+        self.is_closed = False  # nobody would run a connection or a listener any more
 
     @property
     def listening(self) -> tuple[Address, ...]:
@@ -48,7 +49,14 @@ class TcpTransport:
         return dict(self.endpoint.arena.counters)
 
     async def listen(self, addresses: Sequence[Address]) -> None:
-        """Listen on every address, or on none; `PortInUse` or `MalformedAddress` when one fails."""
+        """Listen on every address, or on none.
+
+        Raises:
+            PortInUse, MalformedAddress: one of them fails.
+            NetworkClosed: the transport has been left.
+        """
+        if self.is_closed:
+            raise NetworkClosed
         listeners: list[socket.socket] = []
         try:
             listeners.extend(listen(address) for address in addresses)
@@ -71,6 +79,8 @@ class TcpTransport:
             raise DialFailed(f"{address} names no peer")
         connection = await self.endpoint.dial(address)
         try:
+            if self.is_closed:  # while it was being dialled
+                raise NetworkClosed
             self._sink.connected(connection)
         except (LimitExceeded, NetworkClosed) as error:
             connection.abort(str(error))
@@ -105,6 +115,7 @@ async def open_transport(
         try:
             yield transport
         finally:
+            transport.is_closed = True
             with trio.CancelScope(shield=True):
                 async with trio.open_nursery() as closing:
                     for connection in tuple(transport.endpoint.arena.connections):

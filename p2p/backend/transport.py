@@ -116,8 +116,13 @@ class MuxedListener(IListener):
             sock = listen(Address.parse(str(maddr)))
         except (MalformedAddress, PortInUse) as error:
             raise OpenConnectionError(str(error)) from error
-        self._addresses.append(Address.of_socket(sock.getsockname()))
-        self.background_nursery.start_soon(self._accept_forever, sock)
+        address = Address.of_socket(sock.getsockname())
+        try:
+            self.background_nursery.start_soon(self._accept_forever, sock)
+        except RuntimeError as error:  # trio's word for a nursery whose tasks have all ended
+            sock.close()
+            raise OpenConnectionError("the swarm has ended") from error
+        self._addresses.append(address)
 
     def get_addrs(self) -> tuple[Multiaddr, ...]:
         return tuple(Multiaddr(str(address)) for address in self._addresses)

@@ -14,7 +14,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from tensorwire import InvariantViolation, LocalProtocolError, QueueRefusal, StakeQueue
 from tensorwire.flow import FirstInFirstOut, Floor, Flow, Standing, Ticket
 from tensorwire.queue import FLOOR_SHARE_PPM, RETRY_MS_MAX, RETRY_MS_MIN, WEIGHT_UNIT
-from tensorwire.virtual_time import STALE_ENTRIES_MAX, VIRTUAL_SCALE
+from tensorwire.virtual_time import STALE_ENTRIES_MAX, VIRTUAL_SCALE, virtual_cost
 from tests.tensorwire.fluid import FluidServer
 from tests.tensorwire.strategies import SCALE
 
@@ -307,6 +307,42 @@ def test_a_correction_is_bounded(measured: int, charged: int) -> None:
     waiting.correct(ticket, measured)
     moved = waiting._flows["a"].finish - before
     assert -(-moved * WEIGHT_UNIT // VIRTUAL_SCALE) == charged - 12
+
+
+def serve_at(waiting: StakeQueue[Any], count: int, measured: int) -> Counter[str]:
+    """Services per sender over the next `count`, each corrected to `measured`."""
+    services: Counter[str] = Counter()
+    for _ in range(count):
+        ticket = waiting.pop()
+        assert ticket is not None
+        waiting.correct(ticket, measured)
+        services[str(ticket.sender)] += 1
+    return services
+
+
+@pytest.mark.parametrize("measured", [10, 40, 160])
+def test_virtual_time_advances_by_the_work_that_was_really_done(measured: int) -> None:
+    """dV/dwork = 1 / Σ weight; a promise counts until it is measured, and then no longer."""
+    waiting = queue()
+    for _ in range(4):
+        waiting.push("a", None, weight=1, cost=40)
+        waiting.push("b", None, weight=1, cost=40)
+    assert serve_at(waiting, 1, measured) == {"a": 1}
+    assert waiting.pop() is not None
+    assert waiting._clock.now == virtual_cost(measured + 40, 2 * WEIGHT_UNIT)
+
+
+def test_a_newcomer_does_not_wait_for_work_that_was_promised_and_never_done() -> None:
+    """Were V ahead of the work, whoever arrives would start behind all that the others only said:
+    here behind 60 services. It lags its third by at most one request of 40, 4 services of 10."""
+    waiting = queue()
+    for _ in range(60):
+        waiting.push("a", None, weight=1, cost=40)
+        waiting.push("b", None, weight=1, cost=40)
+    serve_at(waiting, 20, 10)
+    for _ in range(20):
+        waiting.push("new", None, weight=1, cost=40)
+    assert serve_at(waiting, 30, 10)["new"] >= 30 // 3 - 4
 
 
 def test_an_idle_moment_does_not_forgive_what_a_sender_owes() -> None:

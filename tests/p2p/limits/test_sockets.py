@@ -16,7 +16,7 @@ from p2p.backend.endpoint import Endpoint
 from p2p.backend.switch import open_switch
 from p2p.multiaddress import Address
 from p2p.multistream import HEADER, encode_line
-from p2p.switchboard import Switchboard
+from p2p.switchboard import CONNECTIONS_PER_PEER_MAX, Switchboard
 from tests.p2p.networks import ECHO, LISTEN, echo, identity, until
 
 pytestmark = pytest.mark.network
@@ -42,14 +42,17 @@ def half_open(switch: Switchboard, source: str) -> Iterator[socket.socket]:
         yield sock
 
 
-async def dial(stack: AsyncExitStack, switch: Switchboard, source: str) -> SecureConnection:
-    """A finished connection from that address, of a peer of its own; reads until the test ends."""
+async def dial(
+    stack: AsyncExitStack, switch: Switchboard, source: str, who: p2p.Identity | None = None
+) -> SecureConnection:
+    """A finished connection from that address, reading until the test ends; by default each is of
+    a peer of its own."""
     nursery = await stack.enter_async_context(trio.open_nursery())
     stack.callback(nursery.cancel_scope.cancel)
     with pytest.MonkeyPatch.context() as patch:
         from_there = functools.partial(trio.open_tcp_stream, local_address=source)
         patch.setattr(trio, "open_tcp_stream", from_there)
-        connection = await Endpoint(p2p.Identity.generate(), p2p.Limits()).dial(
+        connection = await Endpoint(who or p2p.Identity.generate(), p2p.Limits()).dial(
             Address.parse(switch.addresses[0])
         )
     nursery.start_soon(connection.run)
@@ -69,7 +72,7 @@ async def test_connections_max() -> None:
             await until(lambda: len(switch.peers) == 3)
             fourth = await dial(stack, switch, "127.0.0.3")
             await until(fourth.closed.is_set)
-            assert count(switch, "connections_refused") > 0
+            assert count(switch, "connections_refused") == 1
             assert len(switch.peers) == 3, "a quarter of the places is for our own dials"
         await until(lambda: not switch.peers)
 
@@ -84,6 +87,21 @@ async def test_connections_per_ip_max() -> None:
         assert count(switch, "connections_refused") == 1
         await dial(stack, switch, "127.0.0.3")
         await until(lambda: len(switch.peers) == 3)
+
+
+async def test_whom_the_switch_refuses_is_counted_once() -> None:
+    """The endpoint has a place for them; that they are not wanted is the switch's to say."""
+    async with server() as switch, AsyncExitStack() as stack:
+        for _ in range(CONNECTIONS_PER_PEER_MAX):
+            await dial(stack, switch, "127.0.0.2", identity(2))
+        await until(lambda: count(switch, "connections_inbound") == CONNECTIONS_PER_PEER_MAX)
+        one_more = await dial(stack, switch, "127.0.0.2", identity(2))
+        await until(one_more.closed.is_set)
+        assert count(switch, "connections_refused") == 1
+        switch.ban(identity(3).peer_id)
+        banned = await dial(stack, switch, "127.0.0.3", identity(3))
+        await until(banned.closed.is_set)
+        assert count(switch, "connections_refused") == 2
 
 
 @pytest.mark.parametrize("counted", [False, True])

@@ -6,12 +6,18 @@ import pytest
 import trio
 import trio.testing
 
-from p2p.backend.endpoint import Endpoint
-from p2p.errors import NetworkError
+from p2p.backend.connection import SecureConnection
+from p2p.backend.endpoint import Endpoint, listen
+from p2p.backend.switch import open_switch
+from p2p.backend.tcp import open_transport
+from p2p.errors import LimitExceeded, NetworkClosed, NetworkError
 from p2p.limits import Limits
+from p2p.multiaddress import Address
 from p2p.yamux import WINDOW_BYTES_INITIAL
 from tests.p2p.transport.pairs import (
+    ANYWHERE,
     DIALLER,
+    LISTENER,
     Sink,
     connection_pair,
     listening,
@@ -75,6 +81,58 @@ async def test_cancelling_at_every_checkpoint_leaves_nothing() -> None:
         assert trio.lowlevel.current_statistics().tasks_living == tasks, f"at step {step}"
         assert open_files() == files, f"at step {step}"
     assert step > 50
+
+
+async def test_a_transport_that_was_left_takes_nothing_in() -> None:
+    """Nobody would run a connection that is finished then, or accept on a listener."""
+    files = open_files()
+    async with listening() as (_, address):
+        sink = Sink()
+        async with open_transport(DIALLER, Limits(), sink) as transport:
+            pass
+        with pytest.raises(LimitExceeded):
+            await transport.dial(address)
+        assert not sink.alive
+        assert not transport.endpoint.arena.connections
+        with pytest.raises(NetworkClosed):
+            await transport.listen([ANYWHERE])
+        assert not transport.listening
+    assert open_files() == files
+
+
+async def test_a_closed_switch_listens_nowhere() -> None:
+    files = open_files()
+    async with open_switch(DIALLER, Limits()) as switch:
+        pass
+    with pytest.raises(NetworkClosed):
+        await switch.listen([str(ANYWHERE)])
+    assert open_files() == files
+    assert not switch.listening
+
+
+async def test_a_dial_that_outlives_its_transport_leaves_nothing() -> None:
+    """Left in the middle of the handshake, by somebody else than the dialling task."""
+    sink = Sink()
+    with listen(ANYWHERE) as listener:
+        address = Address.of_socket(listener.getsockname()).with_peer(LISTENER.peer_id)
+        async with trio.open_nursery() as nursery:
+            async with open_transport(DIALLER, Limits(), sink) as transport:
+
+                async def dial() -> None:
+                    with pytest.raises(LimitExceeded):
+                        await transport.dial(address)
+
+                nursery.start_soon(dial)
+                await trio.lowlevel.wait_readable(listener.fileno())
+            server = Endpoint(LISTENER, Limits())
+            async with trio.open_nursery() as serving:
+                serving.start_soon(server.accept_forever, listener, SecureConnection.run)
+                with trio.fail_after(5):
+                    while nursery.child_tasks:
+                        await trio.testing.wait_all_tasks_blocked(0.001)
+                serving.cancel_scope.cancel()
+    assert not sink.alive
+    assert not transport.endpoint.arena.connections
 
 
 async def test_buffers_come_back_and_sums_return_to_zero() -> None:
