@@ -151,17 +151,17 @@ class Dendrite:
         began_s = trio.current_time()
         allowed_s = self.deadlines.deadline_s(peer_id) if deadline_s is None else deadline_s
         try:
-            with trio.fail_after(allowed_s):
+            with trio.CancelScope(deadline=began_s + allowed_s) as scope:
                 answer, request_id = await self._attempts(peer_id, request, began_s + allowed_s)
                 duration_s = trio.current_time() - began_s
                 receipt = await self._checked_receipt(peer_id, request, answer, request_id)
-        except trio.TooSlowError:
-            self.deadlines.late(peer_id, allowed_s)
-            self.counters["timeout"] += 1
-            raise CallTimeout(f"{peer_id} did not answer within {allowed_s:.3g} s") from None
         except CallError as error:
             self.counters[type(error).__name__.lower()] += 1
             raise
+        if scope.cancelled_caught:
+            self.deadlines.late(peer_id, allowed_s)
+            self.counters["timeout"] += 1
+            raise CallTimeout(f"{peer_id} did not answer within {allowed_s:.3g} s")
         self.deadlines.answered(peer_id, duration_s)
         self.counters["answered"] += 1
         return answer, receipt, request_id, duration_s

@@ -45,6 +45,7 @@ from tensorwire.events import Answer, ServerEvent, kind_of
 from tensorwire.exchange import PROTOCOL
 from tensorwire.flow import Standing, Ticket
 from tensorwire.queue import StakeQueue
+from tensorwire.transition import State
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # the stubs that mypy finds for trio lack the name
@@ -53,6 +54,9 @@ INSTANT_BYTES_MAX = 256 << 10  # of a request that an instant model serves outsi
 WATCH_AFTER_S = 0.01  # a job that waits longer has a task that notices when its peer goes
 
 EXCHANGE_BYTES = 32 << 10  # of tasks, stream and header, held beside the payload
+
+_ANSWERS = {kind: kind.name.lower() for kind in Kind}  # their counters
+_FAILURES = {code: code.name.lower() for code in FailureCode}
 
 Array = NDArray[np.float32]
 logger = logging.getLogger(__name__)
@@ -153,19 +157,24 @@ class Server:
             at_s = trio.current_time() + self._options.header_timeout_s
             with trio.CancelScope(deadline=at_s) as scope:
                 answer = await self._answer(stream, exchange, holding, scope)
+                await self._send(stream, exchange, answer, scope)
             if scope.cancelled_caught:
-                answer = Failure(code=FailureCode.DEADLINE, detail=f"in {exchange.state.name}")
-            if answer is None:
-                exchange.cancel()
-                self.counters["cancelled"] += 1
-            else:
-                name = answer.code if isinstance(answer, Failure) else kind_of(answer)
-                self.counters[name.name.lower()] += 1
-                await self._send(stream, exchange, answer)
+                await self._end_late(stream, exchange)
         except trio.BrokenResourceError:
             self.counters["cancelled"] += 1
         finally:
             holding.release()
+
+    async def _end_late(self, stream: Stream, exchange: ServerExchange) -> None:
+        """The deadline of a phase has passed: tell the peer, unless it is slow to read that."""
+        if exchange.state is not State.DONE:
+            late = Failure(code=FailureCode.DEADLINE, detail=f"in {exchange.state.name}")
+            with trio.CancelScope() as scope:
+                await self._send(stream, exchange, late, scope)
+            if not scope.cancelled_caught:
+                return
+        self.counters["slow_reader"] += 1
+        await stream.reset()
 
     async def _answer(
         self, stream: Stream, exchange: ServerExchange, holding: Holding, scope: trio.CancelScope
@@ -176,7 +185,7 @@ class Server:
         """
         options = self._options
         try:
-            head = await _receive(stream, exchange, exchange.receive_data(b""))
+            head = await _receive(stream, exchange, ())
             arrived_s = trio.current_time()
             if not isinstance(head, RequestHead):
                 raise InvariantViolation("a request before its head")
@@ -185,12 +194,13 @@ class Server:
             refusal = self._refusal(stream.peer_id, head, weight, holding)
             if refusal is not None:
                 return refusal
-            payload_s = options.send_timeout_s + head.payload_bytes / options.rate_bytes_per_s_min
-            scope.deadline = arrived_s + min(payload_s, remaining_s)
-            request = await _receive(stream, exchange, exchange.admit())
+            admitted = exchange.admit()
+            if not admitted:
+                rate_s = head.payload_bytes / options.rate_bytes_per_s_min
+                scope.deadline = arrived_s + min(options.send_timeout_s + rate_s, remaining_s)
+            request = await _receive(stream, exchange, admitted)
             if isinstance(request, RequestHead):
                 raise InvariantViolation("a second head")
-            scope.deadline = arrived_s + remaining_s
             job = Job(
                 peer=stream.peer_id,
                 head=head,
@@ -198,7 +208,13 @@ class Server:
                 weight=weight,
                 arrived_s=arrived_s,
             )
-            return await self._serve(stream, exchange, job, holding.held_bytes, remaining_s)
+            ticket = self._queued(job, holding.held_bytes, arrived_s + remaining_s)
+            if not job.done.is_set():
+                scope.deadline = arrived_s + remaining_s
+                await self._wait(stream, exchange, job, ticket)
+            return job.answer
+        except QueueRefusal as refusal:
+            return _busy(str(refusal), refusal.retry_after_ms, refusal.position)
         except RemoteProtocolError as error:
             return Failure(code=error.code, detail=error.detail)
 
@@ -230,35 +246,30 @@ class Server:
             return _busy(str(refusal), refusal.retry_after_ms, refusal.position)
         return None
 
-    async def _serve(
-        self,
-        stream: Stream,
-        exchange: ServerExchange,
-        job: Job,
-        held_bytes: int,
-        remaining_s: float,
-    ) -> Answer | None:
-        """Queue a job and wait for its answer; None where the peer reset the stream."""
-        try:
-            ticket = self._queue.push(
-                job.peer,
-                job,
-                weight=job.weight,
-                cost=promised_cost(job.head, self._model.dim),
-                payload_bytes=held_bytes,
-                deadline_ms=_ms(job.arrived_s + remaining_s),
-            )
-        except QueueRefusal as refusal:
-            return _busy(str(refusal), refusal.retry_after_ms, refusal.position)
+    def _queued(self, job: Job, held_bytes: int, deadline_s: float) -> Ticket[Job]:
+        """Put a job into the queue, or raise `QueueRefusal`; what runs at once has run then."""
+        ticket = self._queue.push(
+            job.peer,
+            job,
+            weight=job.weight,
+            cost=promised_cost(job.head, self._model.dim),
+            payload_bytes=held_bytes,
+            deadline_ms=_ms(deadline_s),
+        )
         self._answer_dropped()
         if self._is_instant:
             self._serve_instantly()
         if self._queue:
             self._work.set()
+        return ticket
+
+    async def _wait(
+        self, stream: Stream, exchange: ServerExchange, job: Job, ticket: Ticket[Job]
+    ) -> None:
+        """Wait until a job is done, or its peer has reset the stream."""
         try:
-            if not job.done.is_set():
-                with trio.move_on_after(WATCH_AFTER_S):
-                    await job.done.wait()
+            with trio.move_on_after(WATCH_AFTER_S):
+                await job.done.wait()
             if not job.done.is_set():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch, stream, exchange, job)
@@ -267,7 +278,6 @@ class Server:
         finally:
             # Still waiting: reset by the peer (charged to it), or out of time (not).
             self._queue.cancel(ticket, expired=not job.reset)
-        return job.answer
 
     async def _watch(self, stream: Stream, exchange: ServerExchange, job: Job) -> None:
         """Notice a reset, or bytes that do not belong there, while a job waits."""
@@ -332,7 +342,7 @@ class Server:
         now_ms = _ms(trio.current_time())
         first = self._queue.pop(now_ms, accept=accept)
         tickets = [] if first is None else [first]
-        if first is not None and first.request.head.kind is Kind.FORWARD:
+        if first is not None and self._queue and first.request.head.kind is Kind.FORWARD:
             shapes = row_shapes(first.request.head)
             rows = first.request.head.inputs[0].shape[0]
 
@@ -362,16 +372,26 @@ class Server:
             weights_height=self._height_of(),
         )
 
-    async def _send(self, stream: Stream, exchange: ServerExchange, answer: Answer) -> None:
+    async def _send(
+        self,
+        stream: Stream,
+        exchange: ServerExchange,
+        answer: Answer | None,
+        scope: trio.CancelScope,
+    ) -> None:
+        """Send an answer, with the time that its length may take; None: nobody waits for one."""
+        if answer is None:
+            exchange.cancel()
+            self.counters["cancelled"] += 1
+            return
+        if isinstance(answer, Failure):
+            self.counters[_FAILURES[answer.code]] += 1
+        else:
+            self.counters[_ANSWERS[kind_of(answer)]] += 1
         segments = exchange.send(answer)
-        total_bytes = sum(map(len, segments))
-        options = self._options
-        allowed_s = options.send_timeout_s + total_bytes / options.rate_bytes_per_s_min
-        with trio.move_on_after(allowed_s) as scope:
-            await stream.send_last(*segments)
-        if scope.cancelled_caught:
-            self.counters["slow_reader"] += 1
-            await stream.reset()
+        rate_s = sum(map(len, segments)) / self._options.rate_bytes_per_s_min
+        scope.deadline = trio.current_time() + self._options.send_timeout_s + rate_s
+        await stream.send_last(*segments)
 
 
 async def _receive(

@@ -10,6 +10,9 @@ from typing import Protocol, TypeVar
 from p2p.network import Stream
 
 DIRECT_BYTES_MIN = 16 << 10  # from this on, received bytes go straight to where they belong
+HEAD_BYTES = (
+    4 << 10
+)  # read at a time until it is known where payload belongs: more would move twice
 
 _Event = TypeVar("_Event", covariant=True)
 
@@ -39,7 +42,7 @@ async def receive_more(stream: Stream, exchange: Receiver[_Event]) -> Sequence[_
         if filled < len(target):
             exchange.receive_end()
         return events
-    data = await stream.receive_some()
+    data = await stream.receive_some(HEAD_BYTES if target is None else None)
     if not data:
         exchange.receive_end()
     return exchange.receive_data(data)

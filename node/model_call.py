@@ -129,7 +129,8 @@ class ModelCaller:
             columns = zip(*(job.request.parts for job in jobs), strict=True)
             parts = tuple(_joined(column) for column in columns)
         output = self._model.forward(parts)
-        rows, steps = output_shape([part.spec for part in parts])
+        rows = sum(job.head.inputs[0].shape[0] for job in jobs)
+        steps = output_shape(jobs[0].head.inputs)[1]
         if output.shape != (rows, steps, self._model.dim):
             raise ValueError(f"an output of shape {output.shape} for {(rows, steps)}")
         if len(jobs) == 1:

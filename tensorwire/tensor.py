@@ -330,9 +330,9 @@ def _are_within(values: NDArray[np.float32], bound: float) -> bool:
     safe = SQUARES_SAFE * bound * bound
     whole = values.size - values.size % SQUARES_ELEMENTS
     rows, tail = values[:whole].reshape(-1, SQUARES_ELEMENTS), values[whole:]
-    if np.maximum.reduce(np.vecdot(rows, rows), initial=0) <= safe:
-        if not tail.size or np.vdot(tail, tail) <= safe:
-            return True
+    rows_fit = np.maximum.reduce(np.vecdot(rows, rows), initial=0) <= safe
+    if rows_fit and (not tail.size or np.vdot(tail, tail) <= safe):
+        return True
     return bool(values.min() >= -bound and values.max() <= bound)
 
 
