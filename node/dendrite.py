@@ -47,6 +47,7 @@ from tensorwire.events import REQUEST_ID_BYTES, answer_parts, kind_of, request_p
 from tensorwire.exchange import PROTOCOL
 
 SEND_ALONE_BYTES = 128 << 10  # half of Yamux's first window: cannot block on a peer not reading
+LIMITS = Limits()  # of a peer whose status is not known
 HASH_INLINE_BYTES = 256 << 10  # 0.1 ms of blake3; more goes to a worker thread
 
 
@@ -86,7 +87,7 @@ class Dendrite:
         *,
         context: bytes = b"",
         receipts: bool = True,
-        limits_of: Callable[[PeerId], Limits] = lambda _: Limits(),
+        limits_of: Callable[[PeerId], Limits] = lambda _: LIMITS,
         deadlines: Deadlines | None = None,
     ) -> None:
         self._network = network

@@ -85,33 +85,34 @@ class PayloadReader:
         self._specs = tuple(specs)
         self._views = _aligned_views([spec.payload_bytes for spec in self._specs])
         self._part = 0
-        self._filled_bytes = 0  # of the current part
+        self._unfilled = self._views[0] if self._views else None  # the rest of the current part
         self.bytes_copied = 0
 
     @property
     def complete(self) -> bool:
         """Whether every payload byte has arrived."""
-        return self._part == len(self._views)
+        return self._unfilled is None
 
     def target(self) -> memoryview:
         """The writable rest of the current part, for a transport that can read into it."""
-        if self.complete:
+        if self._unfilled is None:
             raise InvariantViolation("a complete payload has no target")
-        return self._views[self._part][self._filled_bytes :]
+        return self._unfilled
 
     def advance(self, filled_bytes: int) -> None:
         """Say that the first `filled_bytes` of `target()` have been written."""
-        if filled_bytes > self.target().nbytes:
+        target = self.target()
+        if filled_bytes > target.nbytes:
             raise InvariantViolation("more bytes written than the target has")
-        self._filled_bytes += filled_bytes
-        if self._filled_bytes == self._views[self._part].nbytes:
-            self._part += 1
-            self._filled_bytes = 0
+        if filled_bytes < target.nbytes:
+            self._unfilled = target[filled_bytes:]
+            return
+        self._part += 1
+        self._unfilled = self._views[self._part] if self._part < len(self._views) else None
 
     def receive(self, data: memoryview) -> memoryview:
         """Copy what belongs to this payload; the rest of `data` is returned."""
-        while data.nbytes and not self.complete:
-            target = self.target()
+        while data.nbytes and (target := self._unfilled) is not None:
             taken = min(target.nbytes, data.nbytes)
             target[:taken] = data[:taken]
             self.bytes_copied += taken

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import TypeAlias, assert_never
 
 import trio
@@ -27,7 +27,7 @@ from p2p.connection import Connection
 from p2p.errors import ProtocolViolation, StreamReset
 from p2p.identity import PeerId
 from p2p.multiaddress import Address
-from p2p.network import Direction
+from p2p.network import Buffer, Direction
 from p2p.noise.frames import BULK_BYTES_MIN, FRAME_BYTES_MAX, PLAINTEXT_BYTES_MAX, Opener
 from p2p.yamux import (
     UNACKNOWLEDGED_MAX,
@@ -41,14 +41,13 @@ from p2p.yamux import (
     StreamState,
     Writable,
 )
-from p2p.yamux.frame import HEADER_BYTES
 
 BURST_BYTES = 8 * PLAINTEXT_BYTES_MAX
 """Payload of one Yamux frame at most, 512 KiB: what other streams wait for, half a millisecond.
 Four messages instead of eight cost a tenth of the speed; rust-libp2p takes 1 MiB."""
 
-JOINED_BYTES = 2 * PLAINTEXT_BYTES_MAX
-"""Up to this many bytes a burst is joined before it is cut: a copy costs less than a message."""
+SMALL_BYTES = 32 * 1024
+"""Up to this many bytes are sealed without a borrowed buffer."""
 
 TURN_BYTES = 1024 * 1024
 """Bytes received that no task has to look at before others run: about half a millisecond."""
@@ -220,50 +219,55 @@ class SecureConnection(Connection):
 
     # Sending: synchronous, and only while the wire is not busy
 
-    def send_small(self, state: StreamState, data: bytes, *, is_last: bool) -> None:
-        """Send a few KiB within the send window as one Noise message."""
-        control = self._take_control(beside_bytes=len(data))
-        frame = control + self.session.data_header(state, len(data)) + data
-        self.wire.send(frame + self._end_of(state) if is_last else frame)
+    def send_joined(
+        self, state: StreamState, segments: Iterable[Buffer], total_bytes: int, *, is_last: bool
+    ) -> None:
+        """Send some bytes within the send window as one burst, joined before they are cut.
+
+        With `is_last` our direction ends behind them, in a frame of its own: js-libp2p drops the
+        content of a frame that ends a stream. The caller sees to the wire (`Wire.send_parts`).
+        """
+        head = self._take_control() + self.session.data_header(state, total_bytes)
+        if is_last:
+            self.session.finish(state)
+            plaintext = b"".join((head, *segments, self._take_control()))
+        else:
+            plaintext = b"".join((head, *segments))
+        if len(plaintext) <= SMALL_BYTES:
+            self.wire.send(plaintext)
+        else:
+            self.wire.send_parts(_messages([memoryview(plaintext)]))
 
     def send_burst(
         self, state: StreamState, unsent: deque[memoryview], total_bytes: int, *, is_last: bool
     ) -> int:
         """Send the front of `unsent`, as much as window and `BURST_BYTES` allow; returns how much.
 
-        What is sent is taken out of `unsent`, which holds `total_bytes`. With `is_last` our
-        direction ends behind all of it, in a frame of its own: js-libp2p drops the content of a
-        frame that ends a stream. The caller sees to the wire (`Wire.send_parts`).
+        What is sent is taken out of `unsent`, which holds `total_bytes`. Otherwise as
+        `send_joined`, but bulk is sealed from where it lies.
         """
         count = min(total_bytes, state.send_window, BURST_BYTES)
         head = self._take_control() + self.session.data_header(state, count)
         pieces = [memoryview(head), *_taken(unsent, count)]
         if is_last and count == total_bytes:
-            pieces.append(memoryview(self._end_of(state)))
-        if count <= JOINED_BYTES:
-            pieces = [memoryview(b"".join(pieces))]
+            self.session.finish(state)
+            pieces.append(memoryview(self._take_control()))
         self.wire.send_parts(_messages(pieces))
         return count
-
-    def _end_of(self, state: StreamState) -> bytes:
-        """The frame that ends our direction of a stream."""
-        self.session.finish(state)
-        return self._take_control()
 
     def flush(self) -> None:
         """Send queued control frames, unless the wire is busy: then they follow in turn."""
         if self.session.control and not self.is_wire_busy and not self._is_closed:
             self.wire.send(self._take_control())
 
-    def _take_control(self, *, beside_bytes: int = 0) -> bytes:
-        """Queued control frames; what does not fit beside header and payload is sent at once."""
+    def _take_control(self) -> bytes:
+        """Queued control frames; more than one message of them is sent at once."""
         control = self.session.control
         if not control:
             return b""
-        room = PLAINTEXT_BYTES_MAX - 2 * HEADER_BYTES - beside_bytes
-        while len(control) > room:
-            self.wire.send(bytes(control[:room]))
-            del control[:room]
+        while len(control) > PLAINTEXT_BYTES_MAX:
+            self.wire.send(bytes(control[:PLAINTEXT_BYTES_MAX]))
+            del control[:PLAINTEXT_BYTES_MAX]
         taken = bytes(control)
         control.clear()
         return taken

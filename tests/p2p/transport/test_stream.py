@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from p2p.backend.connection import BURST_BYTES
-from p2p.backend.stream import SMALL_BYTES, SecureStream
+from p2p.backend.connection import BURST_BYTES, SMALL_BYTES
+from p2p.backend.stream import JOINED_BYTES, SecureStream
 from p2p.connection import RawStream
 from p2p.errors import StreamClosed, StreamReset
 from p2p.limits import Limits
@@ -78,8 +78,11 @@ async def test_trios_own_contract() -> None:
     "size",
     [
         1,
+        SMALL_BYTES - 24,
+        SMALL_BYTES - 12,
         SMALL_BYTES,
-        SMALL_BYTES + 1,
+        JOINED_BYTES,
+        JOINED_BYTES + 1,
         PLAINTEXT_BYTES_MAX - 24,
         PLAINTEXT_BYTES_MAX - 12,
         PLAINTEXT_BYTES_MAX,
