@@ -434,7 +434,7 @@ def _taken(unsent: deque[memoryview], count: int) -> Iterator[memoryview]:
         yield piece
 
 
-def _messages(pieces: Sequence[memoryview]) -> Iterator[memoryview | bytes]:
+def _messages(pieces: Iterable[memoryview]) -> Iterator[memoryview | bytes]:
     """`pieces`, in order, as Noise messages: small ones are joined, bulk is cut where it lies.
 
     The odd bytes of bulk travel with what is before it, if anything is, and last otherwise.
