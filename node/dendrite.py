@@ -15,7 +15,7 @@ resets its stream, and the peer takes the request out of its queue.
 import secrets
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
@@ -199,7 +199,7 @@ class Dendrite:
     ) -> Result | Gradient | Failure:
         async with self._network.open_stream(peer_id, PROTOCOL) as stream:
             remaining_ms = max(1, int((deadline_at_s - trio.current_time()) * 1_000))
-            segments = exchange.send(replace(request, remaining_ms=remaining_ms))
+            segments = exchange.send(request, remaining_ms=remaining_ms)
             if sum(map(len, segments)) <= SEND_ALONE_BYTES:
                 await stream.send_last(*segments)
                 return await _receive(stream, exchange)

@@ -240,15 +240,19 @@ class NegotiatedStream(Stream):
             await self._raw.send_all(self._take_unsent())
 
     async def _read_answer(self) -> None:
-        """Read the echo of our proposal, and not a byte more; cancelled, go on the next time."""
+        """Read the echo of our proposal; cancelled, go on the next time."""
         await self._flush()
         while self._unanswered:
-            data = await self._raw.receive_some(len(self._unanswered))
-            if not data:
+            data = await self._raw.receive_some(LINE_BYTES_MAX)
+            if data.startswith(self._unanswered):
+                self._surplus = data[len(self._unanswered) :]
+                self._unanswered = b""
+            elif not data:
                 raise StreamReset("the stream ended during negotiation")
-            if not self._unanswered.startswith(data):
+            elif self._unanswered.startswith(data):
+                self._unanswered = self._unanswered[len(data) :]
+            else:
                 await self._fail(data)
-            self._unanswered = self._unanswered[len(data) :]
 
     async def _fail(self, data: bytes) -> NoReturn:
         """Say why an answer is not the echo of our proposal, from `data` on."""

@@ -5,8 +5,7 @@ without the payload has been checked when it returns, in the order of the specif
 enums, rank, dimensions, byte length, total. Nothing is allocated for the payload here.
 """
 
-from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from google.protobuf.message import DecodeError
 
@@ -33,8 +32,7 @@ _CODES: dict[int, FailureCode] = {int(member): member for member in FailureCode}
 _REPLY_DTYPES = {Kind.FORWARD: FLOATS, Kind.BACKWARD: GRADIENT_DTYPES}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Header:
+class Header(NamedTuple):  # made four times an exchange, at a third of a frozen dataclass's cost
     """A frame's header; `parts` says how the payload behind it is divided."""
 
     kind: Kind

@@ -8,7 +8,7 @@ the server, before the payload is read, for the decision to admit it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, unique
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from tensorwire.errors import (
     DETAIL_CHARS_MAX,
@@ -99,8 +99,7 @@ class Failure:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """A checked request header whose payload has not been read: admit it or refuse it."""
 
     kind: Kind

