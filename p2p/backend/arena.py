@@ -20,8 +20,8 @@ BUFFER_BYTES = 10 * FRAME_BYTES_MAX
 """A burst of eight full Noise frames with one before and one behind it, 640 KiB: larger ones gain
 little and fall out of the cache."""
 
-OPENED_BYTES = 2 * PLAINTEXT_BYTES_MAX
-"""Plaintext that is handed on at a time; of bulk, only what begins with a header comes here."""
+OPENED_BYTES = PLAINTEXT_BYTES_MAX
+"""Plaintext of small messages that is handed on at a time."""
 
 SPARE_BUFFERS_MAX = 8
 

@@ -338,16 +338,17 @@ class SecureConnection(Connection):
         opened, session = self._arena.opened, self.session
         now = self.heard_at = trio.current_time()
         while (count := opener.next_bytes(buffer, start, end)) >= 0:
-            # Bulk goes straight to its reader, or becomes what the reader is given: no copy of it.
-            if count < BULK_BYTES_MIN or count > session.body_bytes:
+            # Bulk goes straight to its reader, or into an object that the stream keeps.
+            if count < BULK_BYTES_MIN:
                 count, start = opener.open(buffer, start, end, opened)
                 events = session.receive(opened[:count], now)
             elif (target := session.target(count)) is not None:
                 start = opener.open_into(buffer, start, target)
                 events = session.filled(count, now)
             else:
+                is_body = count <= session.body_bytes
                 plaintext, start = opener.open_bytes(buffer, start, count)
-                events = session.receive(plaintext, now)
+                events = session.receive(plaintext if is_body else memoryview(plaintext), now)
             if events:
                 self._hand_out(events)
                 has_woken = True

@@ -85,7 +85,7 @@ class Session:
     # Receiving
 
     def receive(self, data: bytes | memoryview, now: float) -> list[Event]:
-        """Take the next plaintext, cut anywhere; what is kept of it is copied.
+        """Take the next plaintext, cut anywhere; a writable view may be written to afterwards.
 
         Raises:
             ProtocolViolation: the session must end, best after `go_away`.

@@ -25,6 +25,10 @@ MERGE_BYTES_MAX = 4096
 """Pieces up to this size are appended to the piece before them: an object per byte received would
 cost fifty times its window in memory."""
 
+KEPT_BYTES_MIN = 16_384
+"""Pieces from this size on are kept where they lie, which is a message of four times that at most;
+smaller ones are copied, or a few bytes could hold a whole message."""
+
 TAKE_BYTES = 65_536
 """What `take` joins at most when the caller names no maximum; a larger piece goes out as it is."""
 
@@ -75,7 +79,7 @@ class StreamState:
         self.receive_window = WINDOW_BYTES_INITIAL
         self.window_bytes = WINDOW_BYTES_INITIAL
         self.granted_bytes = 0  # of the budget
-        self.pieces: deque[bytes | bytearray] = deque()
+        self.pieces: deque[bytes | bytearray | memoryview] = deque()
         self.taken_of_first = 0  # bytes of the first piece that the reader has already
         self.target: memoryview | None = None  # the rest of what the reader wants filled
         self.unread_bytes = 0
@@ -94,17 +98,23 @@ class StreamState:
         return self.receive_side is not Side.OPEN and not self.pieces
 
     def put(self, piece: bytes | memoryview) -> None:
-        """Append a copy of received bytes (the session has accounted for them)."""
-        pieces = self.pieces
-        if len(piece) <= MERGE_BYTES_MAX and pieces:
-            last = pieces[-1]
-            if len(last) + len(piece) <= TAKE_BYTES:
-                if isinstance(last, bytearray):
-                    last += piece
-                else:
-                    pieces[-1] = bytearray(last + piece)
+        """Append received bytes (the session has accounted for them).
+
+        What nobody can change is kept where it lies, if it is large; everything else is copied.
+        """
+        count = len(piece)
+        if count <= MERGE_BYTES_MAX and self.pieces:
+            last = self.pieces[-1]
+            if isinstance(last, bytearray) and len(last) + count <= TAKE_BYTES:
+                last += piece
                 return
-        pieces.append(bytes(piece))
+            if len(last) <= MERGE_BYTES_MAX:
+                self.pieces[-1] = merged = bytearray(last)
+                merged += piece
+                return
+        if isinstance(piece, memoryview) and (count < KEPT_BYTES_MIN or not piece.readonly):
+            piece = bytes(piece)
+        self.pieces.append(piece)
 
     def take(self, bytes_max: int | None, now: float) -> bytes:
         """Up to `bytes_max` received bytes, at least one; the caller checked that there are some.
@@ -115,20 +125,26 @@ class StreamState:
         pieces, skip = self.pieces, self.taken_of_first
         first = pieces[0]
         if bytes_max is not None and len(first) - skip > limit:
-            taken = bytes(first[skip : skip + limit])
+            taken = bytes(memoryview(first)[skip : skip + limit])
             self.taken_of_first = skip + limit
         else:
-            pieces.popleft()
-            self.taken_of_first = 0
-            taken = bytes(first[skip:] if skip else first)
-            if pieces and len(taken) + len(pieces[0]) <= limit:
-                parts, count = [taken], len(taken)
-                while pieces and count + len(pieces[0]) <= limit:
-                    count += len(pieces[0])
-                    parts.append(bytes(pieces.popleft()))
-                taken = b"".join(parts)
+            taken = self._take_whole(limit)
         self.session.consumed(self, len(taken), now)
         return taken
+
+    def _take_whole(self, limit: int) -> bytes:
+        """What is left of the first piece, and the whole pieces behind it up to `limit`."""
+        pieces, skip = self.pieces, self.taken_of_first
+        first = pieces.popleft()
+        self.taken_of_first = 0
+        count = len(first) - skip
+        if not pieces or count + len(pieces[0]) > limit:
+            return bytes(memoryview(first)[skip:] if skip else first)
+        parts = [memoryview(first)[skip:]]
+        while pieces and count + len(pieces[0]) <= limit:
+            count += len(pieces[0])
+            parts.append(memoryview(pieces.popleft()))
+        return b"".join(parts)
 
     def take_into(self, target: memoryview, now: float) -> int:
         """Copy received bytes to the front of `target`, as many as fit; returns how many.
