@@ -10,17 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from p2p.limits import Limits
-from p2p.noise.frames import FRAME_BYTES_MAX, PLAINTEXT_BYTES_MAX
+from p2p.noise.cipher import FRAME_BYTES_MAX
 from p2p.yamux import Bounds, Budget
 
 if TYPE_CHECKING:
     from p2p.backend.connection import SecureConnection
 
-BUFFER_BYTES = 10 * FRAME_BYTES_MAX
-"""A burst of eight full Noise frames with one before and one behind it, 640 KiB: larger ones gain
-little and fall out of the cache."""
+BUFFER_BYTES = 5 * FRAME_BYTES_MAX
+"""A burst of four full frames with one before and one behind it, 645 KiB: larger ones gain little
+and fall out of the cache."""
 
-OPENED_BYTES = PLAINTEXT_BYTES_MAX
+OPENED_BYTES = 64 * 1024
 """Plaintext of small messages that is handed on at a time."""
 
 SPARE_BUFFERS_MAX = 8

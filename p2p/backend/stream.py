@@ -102,7 +102,7 @@ class SecureStream(RawStream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """The next bytes in order, at most `max_bytes`; `b""` at the end of the peer's direction.
 
-        Without `max_bytes` whatever piece is at hand, up to about 64 KiB. A cancelled call has
+        Without `max_bytes` whatever piece is at hand, up to about 128 KiB. A cancelled call has
         taken nothing.
 
         Raises:

@@ -20,12 +20,14 @@ from p2p import noise, yamux
 from p2p.errors import HandshakeFailed, PeerMismatch, ProtocolViolation
 from p2p.identity import PeerId
 from p2p.multistream import HEADER, REFUSAL, LineReader, encode_line
-from p2p.noise.frames import LENGTH_BYTES
 
 MUXERS = (yamux.PROTOCOL_ID,)
 
 PROPOSALS_MAX = 8
 """Security protocols or muxers that a peer may propose before one that is spoken here."""
+
+LENGTH_BYTES = 2
+"""Of a handshake message, before it (libp2p Noise spec, "Wire Format")."""
 
 _RECEIVE_BYTES = 4096
 

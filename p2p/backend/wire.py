@@ -62,7 +62,7 @@ class Wire:
             await trio.lowlevel.cancel_shielded_checkpoint()  # they go on together with us
 
     def send(self, plaintext: bytes) -> None:
-        """Send at most `PLAINTEXT_BYTES_MAX` bytes as one Noise message."""
+        """Send what fits into one Noise message."""
         self._offer(self._sealer.seal(plaintext))
         self.leave()
 

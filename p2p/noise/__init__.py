@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from p2p.noise.cipher import faster_ciphers
-from p2p.noise.frames import PLAINTEXT_BYTES_MAX, Opener, Sealer
+from p2p.noise.frames import Opener, Sealer
 from p2p.noise.handshake import Handshake, Role
 from p2p.noise.payload import RemoteParty, StaticKey
 
 PROTOCOL_ID = "/noise"
 
 __all__ = [
-    "PLAINTEXT_BYTES_MAX",
     "PROTOCOL_ID",
     "Handshake",
     "Opener",

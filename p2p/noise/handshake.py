@@ -21,8 +21,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
 from p2p.errors import HandshakeFailed, InvariantViolation
-from p2p.noise.cipher import CHACHAPOLY, Aead, agree
-from p2p.noise.frames import TAG_BYTES, Opener, Sealer
+from p2p.noise.cipher import CHACHAPOLY, TAG_BYTES, Aead, agree
+from p2p.noise.frames import Opener, Sealer
 from p2p.noise.payload import RemoteParty, StaticKey, authenticate
 
 PROTOCOL_NAME = b"Noise_XX_25519_ChaChaPoly_SHA256"

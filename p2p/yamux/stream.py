@@ -25,8 +25,8 @@ MERGE_BYTES_MAX = 4096
 """Pieces up to this size are appended to the piece before them: an object per byte received would
 cost fifty times its window in memory."""
 
-KEPT_BYTES_MIN = 16_384
-"""Pieces from this size on are kept where they lie, which is a message of four times that at most;
+KEPT_BYTES_MIN = 32_768
+"""Pieces from this size on are kept where they lie, in a message of about four times that at most;
 smaller ones are copied, or a few bytes could hold a whole message."""
 
 TAKE_BYTES = 65_536

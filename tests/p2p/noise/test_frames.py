@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2p.errors import InvariantViolation, ProtocolViolation
-from p2p.noise import PLAINTEXT_BYTES_MAX, Opener, Sealer
-from p2p.noise.cipher import AESGCM, CHACHAPOLY, Cipher
-from p2p.noise.frames import FRAME_OVERHEAD_BYTES
+from p2p.noise import Opener, Sealer
+from p2p.noise.cipher import AESGCM, CHACHAPOLY, TAG_BYTES, Cipher
+from p2p.noise.frames import BULK_BYTES_MIN
 from tests.p2p.noise.strategies import FUZZ_INPUTS, corrupt, opened, plaintexts
 
 CIPHERS = pytest.mark.parametrize("cipher", [CHACHAPOLY, AESGCM], ids=lambda each: each.name)
@@ -51,15 +51,50 @@ def test_no_more_is_opened_than_there_is_room_for(messages: list[bytes], room: i
     assert received == b"".join(messages)
 
 
-@given(size=st.sampled_from([0, 1, 64, PLAINTEXT_BYTES_MAX - 1, PLAINTEXT_BYTES_MAX]))
-@settings(max_examples=10, deadline=None)
-def test_sealing_in_place_equals_sealing(size: int) -> None:
-    one, opener = pair()
+@CIPHERS
+@pytest.mark.parametrize("size", [0, 1, 64, -1, None])
+def test_sealing_in_place_equals_sealing(cipher: Cipher, size: int | None) -> None:
+    one, opener = pair(cipher)
+    size = cipher.plaintext_bytes_max if size is None else size % cipher.plaintext_bytes_max
     payload = random.Random(size).randbytes(size)
-    out = memoryview(bytearray(size + FRAME_OVERHEAD_BYTES + 10))
+    out = memoryview(bytearray(size + cipher.overhead_bytes + 10))
     length = one.seal_into(memoryview(payload), out)
-    assert length == size + FRAME_OVERHEAD_BYTES
+    assert length == size + cipher.overhead_bytes
     assert opened(opener, bytes(out), 0, length) == (payload, length)
+
+
+@CIPHERS
+def test_all_ways_of_opening_agree(cipher: Cipher) -> None:
+    sealer, opener = pair(cipher)
+    payload = random.Random("ways").randbytes(cipher.plaintext_bytes_max)
+    wire = memoryview(b"".join(sealer.seal(payload) for _ in range(3)))
+    assert opener.next_bytes(wire, 0, len(wire)) == len(payload)
+    assert opener.next_bytes(wire, 0, len(payload)) == -1
+    target = bytearray(len(payload))
+    stop = opener.open_into(wire, 0, memoryview(target))
+    assert target == payload
+    kept, stop = opener.open_bytes(wire, stop, len(payload))
+    assert kept == payload
+    assert opened(opener, bytes(wire), stop) == (payload, len(wire))
+
+
+def test_bulk_behind_others_is_left_for_its_own_call() -> None:
+    sealer, opener = pair()
+    wire = memoryview(b"".join(sealer.seal(bytes(size)) for size in (10, BULK_BYTES_MIN, 20)))
+    out = memoryview(bytearray(len(wire)))
+    count, start = opener.open(wire, 0, len(wire), out)
+    assert count == 10
+    count, start = opener.open(wire, start, len(wire), out)
+    assert count == BULK_BYTES_MIN + 20
+    assert start == len(wire)
+
+
+def test_a_longer_message_than_may_be_is_refused_by_its_length_alone() -> None:
+    _, opener = pair(AESGCM)
+    longest = AESGCM.plaintext_bytes_max + TAG_BYTES
+    assert opened(opener, longest.to_bytes(4, "big")) == (b"", 0)
+    with pytest.raises(ProtocolViolation):
+        opened(opener, (longest + 1).to_bytes(4, "big"))
 
 
 def test_a_repeated_message_is_refused() -> None:
@@ -78,11 +113,12 @@ def test_a_message_left_out_is_noticed() -> None:
         opened(opener, frame)
 
 
+@CIPHERS
 @pytest.mark.parametrize("length", [0, 1, 15])
-def test_a_message_without_room_for_its_tag_is_refused(length: int) -> None:
-    _, opener = pair()
+def test_a_message_without_room_for_its_tag_is_refused(cipher: Cipher, length: int) -> None:
+    _, opener = pair(cipher)
     with pytest.raises(ProtocolViolation):
-        opened(opener, length.to_bytes(2, "big") + bytes(length))
+        opened(opener, cipher.length.pack(length) + bytes(length))
 
 
 @CIPHERS
@@ -108,7 +144,8 @@ def test_the_ciphers_are_those_of_the_specification(cipher: Cipher) -> None:
         expected = aead.ChaCha20Poly1305(bytes(32)).encrypt(
             b"\0\0\0\0\x01" + bytes(7), b"text", None
         )
-    assert sealer.seal(b"text") == (len(b"text") + 16).to_bytes(2, "big") + expected
+    length_bytes = 4 if cipher is AESGCM else 2
+    assert sealer.seal(b"text") == (len(b"text") + 16).to_bytes(length_bytes, "big") + expected
 
 
 @CIPHERS

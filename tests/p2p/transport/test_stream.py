@@ -14,7 +14,7 @@ from p2p.backend.stream import JOINED_BYTES, SecureStream
 from p2p.connection import RawStream
 from p2p.errors import StreamClosed, StreamReset
 from p2p.limits import Limits
-from p2p.noise import PLAINTEXT_BYTES_MAX
+from p2p.noise.cipher import AESGCM, CHACHAPOLY
 from p2p.yamux import WINDOW_BYTES_INITIAL, Side
 from tests.p2p.transport.pairs import connection_pair, receive_exactly, stream_pair
 
@@ -83,10 +83,11 @@ async def test_trios_own_contract() -> None:
         SMALL_BYTES,
         JOINED_BYTES,
         JOINED_BYTES + 1,
-        PLAINTEXT_BYTES_MAX - 24,
-        PLAINTEXT_BYTES_MAX - 12,
-        PLAINTEXT_BYTES_MAX,
-        PLAINTEXT_BYTES_MAX + 1,
+        *(
+            cipher.plaintext_bytes_max + more
+            for cipher in (CHACHAPOLY, AESGCM)
+            for more in (-24, -12, 0, 1)
+        ),
         BURST_BYTES - 1,
         BURST_BYTES,
         BURST_BYTES + 1,
