@@ -328,9 +328,12 @@ def _are_within(values: NDArray[np.float32], bound: float) -> bool:
     # is infinite, NaN or near the bound. min and max propagate NaN, which fails both comparisons.
     safe = SQUARES_SAFE * bound * bound
     whole = values.size - values.size % SQUARES_ELEMENTS
-    rows, tail = values[:whole].reshape(-1, SQUARES_ELEMENTS), values[whole:]
-    rows_fit = np.maximum.reduce(np.vecdot(rows, rows), initial=0) <= safe
-    if rows_fit and (not tail.size or np.vdot(tail, tail) <= safe):
+    if values.size > SQUARES_ELEMENTS:
+        rows, rest = values[:whole].reshape(-1, SQUARES_ELEMENTS), values[whole:]
+        rows_fit = np.maximum.reduce(np.vecdot(rows, rows)) <= safe
+    else:
+        rows_fit, rest = True, values
+    if rows_fit and (not rest.size or np.vdot(rest, rest) <= safe):
         return True
     return bool(values.min() >= -bound and values.max() <= bound)
 
