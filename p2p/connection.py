@@ -23,6 +23,10 @@ class RawStream(ByteStream):
         """What can certainly be received without waiting; 0 where that is not known."""
         return 0
 
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        """What can certainly be received without waiting, at most `max_bytes`."""
+        return b""
+
     async def send_behind(self, first: bytes, data: Buffer) -> None:
         """As `send_all` of both, in one flight where the transport can."""
         await self.send_all(b"".join((first, data)))

@@ -17,7 +17,7 @@ import trio
 from p2p.connection import Connection, RawStream
 from p2p.errors import NetworkError, ProtocolViolation, StreamError
 from p2p.limits import Limits
-from p2p.multistream import NegotiatedStream, respond
+from p2p.multistream import LINE_BYTES_MAX, NegotiatedStream, meet_optimist, respond
 from p2p.network import Stream, StreamHandler
 
 HANDLER_GRACE_S = 5.0
@@ -73,18 +73,22 @@ class StreamGuard:
             return
         self._count("streams_inbound")
         # One scope for negotiation and handler: a scope costs as much as a small message.
-        negotiated_by_s = trio.current_time() + self._limits.negotiation_timeout_s
-        scope = trio.CancelScope(deadline=negotiated_by_s)
+        scope = trio.CancelScope()
         negotiated: NegotiatedStream | None = None
         self._streams.setdefault(connection, set()).add(scope)
         self._streams_total += 1
         try:
+            received = stream.receive_nowait(LINE_BYTES_MAX)
+            negotiated = meet_optimist(
+                stream, connection.peer_id, self._handlers.__contains__, received
+            )
             with scope:
-                negotiated = await self._negotiate(connection, stream)
+                if negotiated is None:
+                    scope.deadline = trio.current_time() + self._limits.negotiation_timeout_s
+                    negotiated = await self._negotiate(connection, stream, received)
+                    scope.deadline = math.inf
                 if connection.is_closed:  # and may have been before there was a scope to tell
                     scope.deadline = trio.current_time() + HANDLER_GRACE_S
-                else:
-                    scope.deadline = math.inf
                 await self._serve(negotiated)
             if scope.cancelled_caught:
                 if negotiated is None:
@@ -119,7 +123,9 @@ class StreamGuard:
             or self._streams_total >= limits.streams_total_max
         )
 
-    async def _negotiate(self, connection: Connection, raw: RawStream) -> NegotiatedStream:
+    async def _negotiate(
+        self, connection: Connection, raw: RawStream, received: bytes
+    ) -> NegotiatedStream:
         self._negotiating[connection] += 1
         try:
             return await respond(
@@ -127,6 +133,7 @@ class StreamGuard:
                 connection.peer_id,
                 self._handlers.__contains__,
                 self._limits.negotiation_proposals_max,
+                received,
             )
         finally:
             self._negotiating[connection] -= 1

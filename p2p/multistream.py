@@ -28,9 +28,10 @@ LINE_BYTES_MAX = 1024
 """The longest line of the specification; longer ones end the stream."""
 
 AGREEMENTS_MAX = 256
-"""Encoded negotiations kept; only protocols that our own program names come here."""
+"""Encoded lines and negotiations kept; only what our own program says comes here."""
 
 
+@functools.lru_cache(maxsize=AGREEMENTS_MAX)
 def encode_line(text: str) -> bytes:
     """One multistream-select line."""
     raw = text.encode() + b"\n"
@@ -109,10 +110,33 @@ def propose_optimistically(raw: RawStream, peer_id: PeerId, protocol: str) -> Ne
     return NegotiatedStream(raw, peer_id, protocol, unsent=proposal, unanswered=proposal)
 
 
+def meet_optimist(
+    raw: RawStream, peer_id: PeerId, is_served: Callable[[str], bool], received: bytes
+) -> NegotiatedStream | None:
+    """The stream of an initiator whose proposal and first payload have come in one flight.
+
+    None where `received` is anything else than that: then `respond` to it.
+    """
+    header = encode_line(HEADER)
+    if not received.startswith(header):
+        return None
+    reader = LineReader()
+    reader.feed(received[len(header) :])
+    protocol = reader.next_line()
+    surplus = reader.take_surplus()
+    if protocol is None or not surplus or not is_served(protocol):
+        return None
+    return NegotiatedStream(raw, peer_id, protocol, surplus=surplus, unsent=_agreement(protocol))
+
+
 async def respond(
-    raw: RawStream, peer_id: PeerId, is_served: Callable[[str], bool], proposals_max: int
+    raw: RawStream,
+    peer_id: PeerId,
+    is_served: Callable[[str], bool],
+    proposals_max: int,
+    received: bytes = b"",
 ) -> NegotiatedStream:
-    """Agree on the first proposal that is served here.
+    """Agree on the first proposal that is served here; `received` has come of it already.
 
     The header waits for the proposal behind it, so that both answers leave in one flight; an
     initiator that waits for our header first gets it.
@@ -122,6 +146,7 @@ async def respond(
         served. StreamReset: the peer broke off.
     """
     reader = LineReader()
+    reader.feed(received)
     await _expect(raw, reader, HEADER)
     answers_header = True
     for _ in range(proposals_max):
@@ -293,6 +318,7 @@ __all__ = [
     "LineReader",
     "NegotiatedStream",
     "encode_line",
+    "meet_optimist",
     "propose",
     "propose_optimistically",
     "respond",

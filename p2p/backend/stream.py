@@ -123,6 +123,12 @@ class SecureStream(RawStream):
         await self._take_turn(len(data))
         return data
 
+    def receive_nowait(self, max_bytes: int) -> bytes:
+        """What is here already, at most `max_bytes`; `b""` where that is nothing."""
+        if self._is_closed or self._is_receiving or not self.state.pieces:
+            return b""
+        return self._taken(max_bytes)
+
     async def receive_into(self, buffer: bytearray | memoryview) -> int:
         """Fill `buffer`, most of it straight from what is decrypted; errors as `receive_some`.
 
@@ -268,7 +274,10 @@ class SecureStream(RawStream):
         while not state.pieces:
             if not await self._wait_receivable():
                 return b""
-        data = state.take(max_bytes, trio.current_time())
+        return self._taken(max_bytes)
+
+    def _taken(self, max_bytes: int | None) -> bytes:
+        data = self.state.take(max_bytes, trio.current_time())
         if self.connection.session.control:
             self.connection.flush()
         return data
