@@ -26,8 +26,11 @@ MERGE_BYTES_MAX = 4096
 cost fifty times its window in memory."""
 
 KEPT_BYTES_MIN = 32_768
-"""Pieces from this size on are kept where they lie, in a message of about four times that at most;
-smaller ones are copied, or a few bytes could hold a whole message."""
+"""Pieces from this size on are kept where they lie."""
+
+BESIDE_BYTES_MAX = 4096
+"""What else may lie in the message of a piece that is kept: no more than an eighth of it, or what
+a peer can make us hold would be a multiple of what is counted."""
 
 TAKE_BYTES = 65_536
 """What `take` joins at most when the caller names no maximum; a larger piece goes out as it is."""
@@ -112,7 +115,7 @@ class StreamState:
                 self.pieces[-1] = merged = bytearray(last)
                 merged += piece
                 return
-        if isinstance(piece, memoryview) and (count < KEPT_BYTES_MIN or not piece.readonly):
+        if isinstance(piece, memoryview) and not _is_kept(piece):
             piece = bytes(piece)
         self.pieces.append(piece)
 
@@ -164,6 +167,12 @@ class StreamState:
         self.taken_of_first = skip
         self.session.consumed(self, filled, now)
         return filled
+
+
+def _is_kept(piece: memoryview) -> bool:
+    if not piece.readonly or len(piece) < KEPT_BYTES_MIN:
+        return False
+    return memoryview(piece.obj).nbytes - len(piece) <= BESIDE_BYTES_MAX
 
 
 __all__ = ["Side", "StreamState"]
