@@ -384,6 +384,8 @@ class Server:
             exchange.cancel()
             self.counters["cancelled"] += 1
             return
+        # Its time may have run out as the answer came: then the answer is that it did.
+        await trio.lowlevel.checkpoint_if_cancelled()
         if isinstance(answer, Failure):
             self.counters[_FAILURES[answer.code]] += 1
         else:
