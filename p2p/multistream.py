@@ -16,6 +16,8 @@ import functools
 from collections.abc import Callable
 from typing import NoReturn
 
+import trio
+
 from p2p.connection import RawStream
 from p2p.errors import ProtocolUnsupported, ProtocolViolation, StreamClosed, StreamReset
 from p2p.identity import PeerId
@@ -190,6 +192,7 @@ class NegotiatedStream(Stream):
         self._surplus = surplus
         self._unsent = unsent
         self._unanswered = unanswered
+        self._flushed: trio.Event | None = None  # set when `_flush` is done
 
     @property
     def peer_id(self) -> PeerId:
@@ -201,13 +204,13 @@ class NegotiatedStream(Stream):
 
     async def send_all(self, data: Buffer) -> None:
         if self._unsent:
-            await self._raw.send_behind(self._take_unsent(), data)
+            await self._raw.send_behind(await self._take_unsent(), data)
         else:
             await self._raw.send_all(data)
 
     async def send_last(self, *segments: Buffer) -> None:
         if self._unsent:
-            segments = (self._take_unsent(), *segments)
+            segments = (await self._take_unsent(), *segments)
         await self._raw.send_last(*segments)
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -254,15 +257,30 @@ class NegotiatedStream(Stream):
     async def reset(self) -> None:
         await self._raw.reset()
 
-    def _take_unsent(self) -> bytes:
+    async def _take_unsent(self) -> bytes:
         """What of the negotiation no payload has carried yet; it must leave now."""
+        while self._flushed is not None:
+            await self._flushed.wait()
         unsent, self._unsent = self._unsent, b""
         return unsent
 
     async def _flush(self) -> None:
-        """Send what of the negotiation is unsent: the peer may wait for it."""
-        if self._unsent:
-            await self._raw.send_all(self._take_unsent())
+        """Send what of the negotiation is unsent: the peer may wait for it.
+
+        Cancelled, it is unsent still: so little has no first part. A reader does this, and is no
+        second sender: whoever sends meanwhile waits for it.
+        """
+        while self._flushed is not None:
+            await self._flushed.wait()
+        if not self._unsent:
+            return
+        self._flushed = flushed = trio.Event()
+        try:
+            await self._raw.send_all(self._unsent)
+            self._unsent = b""
+        finally:
+            self._flushed = None
+            flushed.set()
 
     async def _read_answer(self) -> None:
         """Read the echo of our proposal; cancelled, go on the next time."""
