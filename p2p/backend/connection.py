@@ -14,12 +14,13 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeAlias, assert_never
 
 import trio
 
 from p2p.backend.arena import BUFFER_BYTES, Arena
+from p2p.backend.burst import messages, taken
 from p2p.backend.stream import SecureStream
 from p2p.backend.upgrade import Link
 from p2p.backend.wire import Wire
@@ -238,7 +239,7 @@ class SecureConnection(Connection):
         if len(plaintext) <= SMALL_BYTES:
             self.wire.send(plaintext)
         else:
-            self.wire.send_parts(_messages([memoryview(plaintext)], self._message_bytes_max))
+            self.wire.send_parts(messages([memoryview(plaintext)], self._message_bytes_max))
 
     def send_burst(
         self, state: StreamState, unsent: deque[memoryview], total_bytes: int, *, is_last: bool
@@ -250,11 +251,11 @@ class SecureConnection(Connection):
         """
         count = min(total_bytes, state.send_window, BURST_BYTES)
         head = self._take_control() + self.session.data_header(state, count)
-        pieces = [memoryview(head), *_taken(unsent, count)]
+        pieces = [memoryview(head), *taken(unsent, count)]
         if is_last and count == total_bytes:
             self.session.finish(state)
             pieces.append(memoryview(self._take_control()))
-        self.wire.send_parts(_messages(pieces, self._message_bytes_max))
+        self.wire.send_parts(messages(pieces, self._message_bytes_max))
         return count
 
     def flush(self) -> None:
@@ -279,6 +280,7 @@ class SecureConnection(Connection):
     async def _receive_forever(self) -> None:
         try:
             self._hand_out(self.session.receive(self._link.early_plaintext, self.heard_at))
+            self.flush()
             await self._receive_until_end(self._link.early_ciphertext)
         except trio.ClosedResourceError:
             return
@@ -339,7 +341,7 @@ class SecureConnection(Connection):
         has_woken = False
         opened, session = self._arena.opened, self.session
         now = self.heard_at = trio.current_time()
-        while (count := opener.next_bytes(buffer, start, end)) >= 0:
+        while not self._is_closed and (count := opener.next_bytes(buffer, start, end)) >= 0:
             # Bulk goes straight to its reader, or into an object that the stream keeps.
             if count < BULK_BYTES_MIN:
                 count, start = opener.open(buffer, start, end, opened)
@@ -424,43 +426,6 @@ class SecureConnection(Connection):
             self.session.reset(self._lingering.pop(0)[1])
         if self.session.gone_away is not None and not self.session.streams:
             self.abort("the peer went away")
-
-
-def _taken(unsent: deque[memoryview], count: int) -> Iterator[memoryview]:
-    """Take the first `count` bytes out of `unsent`."""
-    while count:
-        piece = unsent.popleft()
-        if len(piece) > count:
-            unsent.appendleft(piece[count:])
-            piece = piece[:count]
-        count -= len(piece)
-        yield piece
-
-
-def _messages(pieces: Iterable[memoryview], bytes_max: int) -> Iterator[memoryview | bytes]:
-    """`pieces`, in order, as Noise messages: small ones are joined, bulk is cut where it lies.
-
-    The odd bytes of bulk travel with what is before it, if anything is, and last otherwise.
-    """
-    small: list[memoryview] = []
-    small_bytes = 0
-    for piece in pieces:
-        is_bulk = len(piece) >= BULK_BYTES_MIN
-        front = len(piece) if not is_bulk else len(piece) % bytes_max if small else 0
-        if small and small_bytes + front > bytes_max:
-            yield b"".join(small)
-            small, small_bytes = [], 0
-        if front:
-            small.append(piece[:front])
-            small_bytes += front
-        if is_bulk:
-            if small:
-                yield b"".join(small)
-                small, small_bytes = [], 0
-            for start in range(front, len(piece), bytes_max):
-                yield piece[start : start + bytes_max]
-    if small:
-        yield b"".join(small)
 
 
 __all__ = ["SecureConnection", "StreamServer"]

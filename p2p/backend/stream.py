@@ -137,8 +137,10 @@ class SecureStream(RawStream):
         """
         if self._is_receiving:
             raise trio.BusyResourceError("another task is receiving on this stream")
-        self._is_receiving = True
         target = memoryview(buffer).cast("B")
+        if target.readonly:  # the connection's task would fail on it, and not we
+            raise TypeError("a buffer that cannot be written to")
+        self._is_receiving = True
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             filled = await self._fill(target)
@@ -205,11 +207,11 @@ class SecureStream(RawStream):
     async def _send(self, segments: Sequence[Buffer], *, is_last: bool) -> None:
         if self._is_sending:
             raise trio.BusyResourceError("another task is sending on this stream")
-        self._is_sending = True
         segments = [
             each if type(each) is bytes else memoryview(each).cast("B") for each in segments
         ]
         total_bytes = sum(map(len, segments))
+        self._is_sending = True
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             if not total_bytes:
@@ -293,9 +295,10 @@ class SecureStream(RawStream):
             return filled
         state.target = target[filled:]
         try:
-            while state.target is not None:
+            # Discarding takes the target away too; then the wait raises.
+            while state.target is not None or state.is_discarding:
                 if not await self._wait_receivable():
-                    return len(target) - len(state.target)
+                    return len(target) - len(state.target or b"")
             return len(target)
         finally:
             state.target = None
@@ -330,10 +333,6 @@ class SecureStream(RawStream):
     def _abort_receive(self, _: object) -> trio.lowlevel.Abort:
         self._receiver = None
         return trio.lowlevel.Abort.SUCCEEDED
-
-
-def _bytes_of(buffer: bytearray | memoryview) -> memoryview:
-    return memoryview(buffer).cast("B")
 
 
 __all__ = ["SecureStream"]
