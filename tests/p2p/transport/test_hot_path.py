@@ -11,7 +11,7 @@ import socket
 from array import array
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -22,15 +22,19 @@ from p2p.backend.arena import Arena
 from p2p.backend.connection import BURST_BYTES, DRAIN_S, SecureConnection, StreamServer
 from p2p.backend.endpoint import listen
 from p2p.backend.stream import JOINED_BYTES, SecureStream
+from p2p.backend.switch import open_switch
 from p2p.backend.upgrade import Link
 from p2p.errors import StreamClosed, StreamReset
 from p2p.limits import Limits
 from p2p.multistream import HEADER, encode_line, propose_optimistically
+from p2p.network import Stream
 from p2p.noise import Opener, Sealer
 from p2p.noise.cipher import AESGCM, CHACHAPOLY, Cipher
+from p2p.switchboard import Switchboard
 from p2p.yamux import GoAway, Side
 from p2p.yamux.frame import HEADER_BYTES, Flag, Type, decode_header, encode_header
-from tests.p2p.transport.pairs import ANYWHERE, LISTENER, stream_pair
+from tests.p2p.networks import receive_all, until
+from tests.p2p.transport.pairs import ANYWHERE, DIALLER, LISTENER, receive_exactly, stream_pair
 
 pytestmark = pytest.mark.network
 
@@ -38,6 +42,7 @@ DATA, UPDATE, PING, GO_AWAY = Type
 SYN, ACK, FIN, RST = Flag
 OUT, IN = bytes(31) + b"\x01", bytes(31) + b"\x02"
 PROTOCOL = "/hot/1"
+PROPOSAL = encode_line(HEADER) + encode_line(PROTOCOL)
 SOCKET_BYTES = 64 * 1024  # of each buffer: soon full
 
 Frame = tuple[int, int, int, bytes | int]
@@ -328,6 +333,56 @@ async def test_senders_take_turns() -> None:
         assert min(counts[stream.state.stream_id] for stream in streams) > 2_000_000, counts
 
 
+@pytest.mark.parametrize("seed", range(10))
+async def test_whoever_is_not_cancelled_arrives_whole(seed: int) -> None:
+    """Many senders on a socket that is always full; any of them may give up or be reset."""
+    rng = random.Random(seed)
+    async with scripted() as (connection, peer):
+        expected: dict[int, bytes] = {}
+        given_up: set[int] = set()
+
+        async def send(stream: SecureStream, payload: bytes, scope: trio.CancelScope) -> None:
+            with scope, suppress(StreamClosed):
+                while payload:
+                    size = rng.choice((1, 1_000, 100_000, 1_000_000))
+                    await stream.send_all(payload[:size])
+                    payload = payload[size:]
+                    if rng.random() < 0.3:
+                        await stream.wait_send_all_might_not_block()
+                await stream.send_last()
+
+        async with trio.open_nursery() as nursery:
+            scopes: dict[int, tuple[SecureStream, trio.CancelScope]] = {}
+            for _ in range(12):
+                stream, scope = await opened(connection), trio.CancelScope()
+                stream_id = stream.state.stream_id
+                expected[stream_id] = rng.randbytes(rng.choice((10, 200_000, 2_000_000)))
+                scopes[stream_id] = stream, scope
+                nursery.start_soon(send, stream, expected[stream_id], scope)
+            received: dict[int, bytes] = defaultdict(bytes)
+            ended: set[int] = set()
+            while ended | given_up < expected.keys():
+                if len(given_up) < 6 and rng.random() < 0.3:
+                    await trio.testing.wait_all_tasks_blocked()
+                    stream_id = rng.choice(list(scopes))
+                    stream, scope = scopes[stream_id]
+                    given_up.add(stream_id)
+                    if rng.random() < 0.5:
+                        scope.cancel()
+                    else:
+                        stream.reset_now()
+                _, flags, stream_id, payload = await peer.frame()
+                if isinstance(payload, bytes):
+                    received[stream_id] += payload
+                if flags & FIN:
+                    ended.add(stream_id)
+        for stream_id, payload in expected.items():
+            if stream_id in given_up:
+                assert payload.startswith(received[stream_id])
+            else:
+                assert received[stream_id] == payload
+
+
 async def test_a_goodbye_behind_a_busy_wire() -> None:
     """What was sent before it arrives, and the goodbye is the last."""
     async with scripted() as (connection, peer):
@@ -538,9 +593,8 @@ async def test_a_proposal_outlives_the_cancelled_call_that_would_have_sent_it() 
                 await stream.receive_some()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream.receive_some)
-            proposal = encode_line(HEADER) + encode_line(PROTOCOL)
-            received = await peer.payloads({raw.state.stream_id: len(proposal)})
-            assert list(received.values()) == [proposal]
+            received = await peer.payloads({raw.state.stream_id: len(PROPOSAL)})
+            assert list(received.values()) == [PROPOSAL]
             nursery.cancel_scope.cancel()
 
 
@@ -555,7 +609,61 @@ async def test_a_reader_that_sends_a_proposal_is_no_second_sender() -> None:
             await trio.testing.wait_all_tasks_blocked(0.01)
             nursery.start_soon(stream.send_last, b"payload")
             await trio.testing.wait_all_tasks_blocked(0.01)
-            expected = encode_line(HEADER) + encode_line(PROTOCOL) + b"payload"
+            expected = PROPOSAL + b"payload"
             received = await peer.payloads({raw.state.stream_id: len(expected)})
             assert list(received.values()) == [expected]
             nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("received", [PROPOSAL[:1], encode_line(HEADER), PROPOSAL[:-3]])
+async def test_who_names_no_protocol_is_counted_and_ended(received: bytes) -> None:
+    """Also when a part of it came with the stream."""
+    async with served(negotiation_timeout_s=0.2) as (server, client):
+        stream = await client._newest_connection(server.peer_id).open_stream()
+        await stream.send_all(received)
+        await until(lambda: sum(server._guard._negotiating.values()) == 1)
+        with pytest.raises(StreamReset):
+            await receive_exactly(stream, 1000)
+        assert not server._guard._negotiating
+        assert server.counters()["streams_violating"] == 1
+
+
+async def test_who_names_one_at_once_is_not_counted_and_has_all_the_time() -> None:
+    """Header, proposal and payload in one flight, the rest after the negotiation's deadline."""
+    async with served(negotiation_timeout_s=0.05, negotiations_per_connection_max=1) as (
+        server,
+        client,
+    ):
+        connection = client._newest_connection(server.peer_id)
+        streams = [await connection.open_stream() for _ in range(3)]
+        for stream in streams:
+            await stream.send_all(PROPOSAL + b"first")
+        await until(lambda: server._guard.streams == 3)
+        began_s = trio.current_time()
+        await until(lambda: trio.current_time() > began_s + 0.1)
+        assert not server._guard._negotiating
+        for stream in streams:
+            await stream.send_last(b"second")
+            answer = await receive_exactly(stream, 1000)
+            assert answer == PROPOSAL + b"firstsecond"
+        assert "streams_violating" not in server.counters()
+
+
+@asynccontextmanager
+async def served(**limits: float) -> AsyncIterator[tuple[Switchboard, Switchboard]]:
+    """A switch that answers `PROTOCOL` once all has come, and one that is connected to it."""
+
+    async def answer(stream: Stream) -> None:
+        await stream.send_last(await receive_all(stream))
+
+    async with (
+        open_switch(LISTENER, Limits(**limits)) as server,  # type: ignore[arg-type]
+        open_switch(DIALLER, Limits()) as client,
+    ):
+        await server.listen([str(ANYWHERE)])
+        server.serve(PROTOCOL, answer)
+        await client.connect(server.addresses[0])
+        await until(lambda: bool(client.protocols_of(server.peer_id)))
+        await until(lambda: bool(server.protocols_of(client.peer_id)))
+        await until(lambda: not server._guard._negotiating and not server._guard.streams)
+        yield server, client
