@@ -13,6 +13,7 @@ nobody and waits for the model calls that are running.
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -85,7 +86,8 @@ class Server:
 
     `weight_of(peer)` is s_i·w_ij, the sender's stake times the weight it gives us, at the latest
     final block; `sign` and `context` (the chain id) make receipts, `height_of()` is the height of
-    those weights. `counters` counts every outcome by name.
+    those weights, `stopwatch` tells the seconds that the model takes. `counters` counts every
+    outcome by name.
     """
 
     def __init__(
@@ -98,13 +100,18 @@ class Server:
         sign: Callable[[bytes], bytes] | None = None,
         context: bytes = b"",
         height_of: Callable[[], int] = lambda: 0,
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._network = network
         self._model = model
         self._weight_of = weight_of
         self._options = options if options is not None else ServingOptions()
         self._caller = ModelCaller(
-            model, server=network.peer_id.to_bytes(), sign=sign, context=context
+            model,
+            server=network.peer_id.to_bytes(),
+            sign=sign,
+            context=context,
+            stopwatch=stopwatch,
         )
         self._height_of = height_of
         self._queue: StakeQueue[Job] = StakeQueue(

@@ -54,7 +54,7 @@ class _OpenStream(AbstractAsyncContextManager[Stream]):
 
     __slots__ = ("_open", "_stream")
 
-    def __init__(self, open_stream: Callable[[], Awaitable[Stream]]) -> None:
+    def __init__(self, open_stream: Callable[[], Awaitable[NegotiatedStream]]) -> None:
         self._open = open_stream
 
     async def __aenter__(self) -> Stream:
@@ -68,7 +68,7 @@ class _OpenStream(AbstractAsyncContextManager[Stream]):
         trace: TracebackType | None,
     ) -> None:
         if error is None:
-            await self._stream.aclose()
+            await self._stream.leave()
         else:
             await reset(self._stream)
 

@@ -1,6 +1,7 @@
 """Serving and asking over the network: outcomes, admission, order, cancellation, hostile peers."""
 
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -90,7 +91,12 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    model: Any, *, callers: int = 1, weight: Any = 5, options: ServingOptions | None = None
+    model: Any,
+    *,
+    callers: int = 1,
+    weight: Any = 5,
+    options: ServingOptions | None = None,
+    stopwatch: Callable[[], float] = time.perf_counter,
 ) -> AsyncIterator[World]:
     identity = Identity.generate()
     async with open_hub(seed=1) as hub:
@@ -105,6 +111,7 @@ async def open_world(
                     sign=identity.sign,
                     context=CONTEXT,
                     height_of=lambda: 42,
+                    stopwatch=stopwatch,
                 )
                 await nursery.start(server.run)
                 async with open_callers(hub, callers) as networks:
