@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
+from typing import Any
 
 import trio
 
@@ -305,9 +306,9 @@ class Switchboard:
             self._protocols.pop(peer_id, None)
             self._watchers.tell(PeerDisconnected(peer_id=peer_id))
 
-    async def stream_opened(self, connection: Connection, stream: RawStream) -> None:
+    def stream_opened(self, connection: Connection, stream: RawStream) -> Coroutine[Any, Any, None]:
         """Serve one inbound stream; see `ConnectionSink`."""
-        await self._guard.serve_stream(connection, stream)
+        return self._guard.serve_stream(connection, stream)
 
     def _refuse(self, limit: str, value: float) -> None:
         self._counters["connections_refused"] += 1
