@@ -25,9 +25,9 @@ MERGE_BYTES_MAX = 4096
 """Pieces up to this size are appended to the piece before them: an object per byte received would
 cost fifty times its window in memory."""
 
-KEPT_BYTES_MIN = 32_768
-"""Pieces from this size on are kept where they lie, in a message of about four times that at most;
-smaller ones are copied, or a few bytes could hold a whole message."""
+KEPT_PART_MIN = (3, 4)
+"""A piece that is at least this part of the message it came in is kept where it lies; others are
+copied, or few bytes could hold a whole message each."""
 
 TAKE_BYTES = 65_536
 """What `take` joins at most when the caller names no maximum; a larger piece goes out as it is."""
@@ -100,7 +100,7 @@ class StreamState:
     def put(self, piece: bytes | memoryview) -> None:
         """Append received bytes (the session has accounted for them).
 
-        What nobody can change is kept where it lies, if it is large; everything else is copied.
+        What nobody can change is kept where it lies, if little else lies there; else it is copied.
         """
         count = len(piece)
         if count <= MERGE_BYTES_MAX and self.pieces:
@@ -112,9 +112,7 @@ class StreamState:
                 self.pieces[-1] = merged = bytearray(last)
                 merged += piece
                 return
-        if isinstance(piece, memoryview) and (count < KEPT_BYTES_MIN or not piece.readonly):
-            piece = bytes(piece)
-        self.pieces.append(piece)
+        self.pieces.append(piece if _is_kept(piece) else bytes(piece))
 
     def take(self, bytes_max: int | None, now: float) -> bytes:
         """Up to `bytes_max` received bytes, at least one; the caller checked that there are some.
@@ -164,6 +162,14 @@ class StreamState:
         self.taken_of_first = skip
         self.session.consumed(self, filled, now)
         return filled
+
+
+def _is_kept(piece: bytes | memoryview) -> bool:
+    if isinstance(piece, bytes):
+        return True
+    message = piece.obj
+    part, whole = KEPT_PART_MIN
+    return isinstance(message, bytes) and whole * len(piece) >= part * len(message)
 
 
 __all__ = ["Side", "StreamState"]

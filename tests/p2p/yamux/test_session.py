@@ -341,3 +341,21 @@ def test_take_gives_at_most_what_is_asked_for() -> None:
     assert stream.take(10, 0.0) == payload[1:11]
     assert stream.take(None, 0.0) == payload[11:]
     assert stream.unread_bytes == session.unread_bytes == 0
+
+
+def test_a_small_part_of_a_large_message_does_not_hold_it() -> None:
+    """What a peer puts beside a piece must not stay in memory with it, uncounted."""
+    server = new_session(is_initiator=False)
+    stream, other = open_inbound(server, 1), open_inbound(server, 3)
+    whole = encode_header(DATA, 0, 1, 60_000) + bytes(60_000)
+    server.receive(memoryview(whole), 0.0)
+    shared = encode_header(DATA, 0, 1, 40_000) + bytes(40_000)
+    shared += encode_header(DATA, 0, 3, 40_000) + bytes(40_000)
+    server.receive(memoryview(shared), 0.0)
+    server.receive(memoryview(bytearray(encode_header(DATA, 0, 1, 30_000) + bytes(30_000))), 0.0)
+    kept, *copied = (*stream.pieces, *other.pieces)
+    assert isinstance(kept, memoryview)
+    assert kept.obj is whole
+    assert [type(piece) for piece in copied] == [bytes] * 3
+    assert stream.take(None, 0.0) == bytes(60_000)
+    assert stream.take(50_000, 0.0) == bytes(40_000)
