@@ -246,9 +246,9 @@ class Switchboard:
         raw = await self._newest_connection(peer_id).open_stream()
         known = self._protocols.get(peer_id)
         if known is not None:
-            chosen = next((protocol for protocol in protocols if protocol in known), None)
-            if chosen is not None:
-                return propose_optimistically(raw, peer_id, chosen)
+            for protocol in protocols:
+                if protocol in known:
+                    return propose_optimistically(raw, peer_id, protocol)
         try:
             with trio.fail_after(self._limits.negotiation_timeout_s):
                 return await propose(raw, peer_id, protocols)
