@@ -155,7 +155,9 @@ class Dendrite:
             with trio.CancelScope(deadline=began_s + allowed_s) as scope:
                 answer, request_id = await self._attempts(peer_id, request, began_s + allowed_s)
                 duration_s = trio.current_time() - began_s
-                receipt = await self._checked_receipt(peer_id, request, answer, request_id)
+                receipt = answer.receipt
+                if receipt is not None:
+                    receipt = await self._checked(receipt, peer_id, request, answer, request_id)
         except CallError as error:
             self.counters[type(error).__name__.lower()] += 1
             raise
@@ -205,16 +207,15 @@ class Dendrite:
                 return await _receive(stream, exchange)
             return await _send_and_receive(stream, exchange, segments)
 
-    async def _checked_receipt(
+    async def _checked(
         self,
+        receipt: Receipt,
         peer_id: PeerId,
         request: Forward | Backward,
         answer: Result | Gradient,
         request_id: bytes,
     ) -> Receipt | None:
-        if answer.receipt is None:
-            return None
-        receipt = answer.receipt
+        """The receipt of an answer; None where it does not hold."""
 
         def holds() -> bool:
             server, client = peer_id.to_bytes(), self._network.peer_id.to_bytes()

@@ -13,6 +13,7 @@ nobody and waits for the model calls that are running.
 """
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -85,7 +86,8 @@ class Server:
 
     `weight_of(peer)` is s_i·w_ij, the sender's stake times the weight it gives us, at the latest
     final block; `sign` and `context` (the chain id) make receipts, `height_of()` is the height of
-    those weights. `counters` counts every outcome by name.
+    those weights, `stopwatch` tells the seconds that the model takes. `counters` counts every
+    outcome by name.
     """
 
     def __init__(
@@ -98,13 +100,18 @@ class Server:
         sign: Callable[[bytes], bytes] | None = None,
         context: bytes = b"",
         height_of: Callable[[], int] = lambda: 0,
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._network = network
         self._model = model
         self._weight_of = weight_of
         self._options = options if options is not None else ServingOptions()
         self._caller = ModelCaller(
-            model, server=network.peer_id.to_bytes(), sign=sign, context=context
+            model,
+            server=network.peer_id.to_bytes(),
+            sign=sign,
+            context=context,
+            stopwatch=stopwatch,
         )
         self._height_of = height_of
         self._queue: StakeQueue[Job] = StakeQueue(
@@ -123,6 +130,7 @@ class Server:
         self._is_instant = getattr(model, "is_instant", False)
         self._service_number = 0
         self._meter = CostMeter()
+        self._uncharged: list[tuple[Sequence[Ticket[Job]], float]] = []  # and the seconds they took
         self.counters: Counter[str] = Counter()
 
     @property
@@ -145,6 +153,7 @@ class Server:
 
     def weights_changed(self) -> None:
         """The ledger has new weights: what waits is put in its new order."""
+        self._charge()
         for sender in self._queue.senders:
             self._queue.reweigh(sender, self._weight_of(PeerId(str(sender))))
 
@@ -158,6 +167,7 @@ class Server:
             with trio.CancelScope(deadline=at_s) as scope:
                 answer = await self._answer(stream, exchange, holding, scope)
                 await self._send(stream, exchange, answer, scope)
+                self._charge()
             if scope.cancelled_caught:
                 await self._end_late(stream, exchange)
         except trio.BrokenResourceError:
@@ -222,6 +232,7 @@ class Server:
         self, peer: PeerId, head: RequestHead, weight: int, holding: Holding
     ) -> Failure | None:
         """Judge a header; None admits it and holds its bytes. Nothing of the payload was read."""
+        self._charge()
         options = self._options
         unknown = {spec.modality for spec in head.inputs} - self._model.modalities
         if unknown:
@@ -326,19 +337,26 @@ class Server:
         return partial(self._caller.run, [ticket.request for ticket in tickets], services)
 
     def _finish(self, tickets: Sequence[Ticket[Job]], ran: Ran) -> None:
-        """Hand out the answers and correct what each ticket was charged by what it took."""
+        """Hand out the answers; what they took is charged before the queue decides anything."""
         duration_s, answers = ran
         for ticket, answer in zip(tickets, answers, strict=True):
             ticket.request.finish(answer)
-        costs = [(ticket.request.peer, ticket.cost) for ticket in tickets]
-        for ticket, cost in zip(tickets, self._meter.observe(costs, duration_s), strict=True):
-            self._queue.correct(ticket, cost)
-        self._queue.cost_per_s = max(1, self._meter.cost_per_s)
+        self._uncharged.append((tickets, duration_s))
+
+    def _charge(self) -> None:
+        """Correct what each served ticket was charged by what it took."""
+        for tickets, duration_s in self._uncharged:
+            costs = [(ticket.request.peer, ticket.cost) for ticket in tickets]
+            for ticket, cost in zip(tickets, self._meter.observe(costs, duration_s), strict=True):
+                self._queue.correct(ticket, cost)
+            self._queue.cost_per_s = max(1, self._meter.cost_per_s)
+        self._uncharged.clear()
 
     def _take_batch(self, *, accept: Callable[[Job], bool] | None = None) -> list[Ticket[Job]]:
         """The next request and those behind it in fair order that fit into its model call."""
         if not self._queue:
             return []
+        self._charge()
         now_ms = _ms(trio.current_time())
         first = self._queue.pop(now_ms, accept=accept)
         tickets = [] if first is None else [first]
@@ -365,10 +383,11 @@ class Server:
         job = ticket.request
         job.weight = max(0, self._weight_of(job.peer))  # it may have waited while the ledger moved
         waited_s = trio.current_time() - job.arrived_s
+        asks_share = job.head.receipt_wanted or job.head.kind is Kind.BACKWARD
         return Service(
             number=self._service_number,
             queue_wait_us=int(waited_s * 1_000_000),
-            share_ppm=self._queue.share_ppm(ticket.sender, job.weight),
+            share_ppm=self._queue.share_ppm(ticket.sender, job.weight) if asks_share else 0,
             weights_height=self._height_of(),
         )
 

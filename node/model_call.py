@@ -76,7 +76,8 @@ class ModelCaller:
     """Runs one model; safe to use from several threads where the model is.
 
     `server` is our own peer id in bytes, `sign` its key (None: no receipts), `context` the chain
-    id. `clock` gives seconds, for what callers may teach the model in an interval.
+    id. `clock` gives seconds, for what callers may teach the model in an interval, and `stopwatch`
+    those that a call of the model takes.
     """
 
     def __init__(
@@ -87,25 +88,27 @@ class ModelCaller:
         sign: Callable[[bytes], bytes] | None,
         context: bytes,
         clock: Callable[[], float] = time.monotonic,
+        stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
         self._server = server
         self._sign = sign
         self._context = context
         self._clock = clock
+        self._stopwatch = stopwatch
         self._allowance = GradientAllowance()
         self._allowance_lock = threading.Lock()
 
     def run(self, jobs: Sequence[Job], services: Sequence[Service]) -> Ran:
         """Run the model, in a worker thread: (its seconds, an answer per job)."""
-        began_s = time.perf_counter()
+        began_s = self._stopwatch()
         try:
             outputs = self._outputs(jobs, services)
         except Exception:  # the guard: a user's model may raise anything, callers get INTERNAL
             logger.exception("the model failed on a request of %s", jobs[0].peer)
             failure = Failure(code=FailureCode.INTERNAL, detail="the model failed")
-            return time.perf_counter() - began_s, [failure] * len(jobs)
-        duration_s = time.perf_counter() - began_s
+            return self._stopwatch() - began_s, [failure] * len(jobs)
+        duration_s = self._stopwatch() - began_s
         answers = [
             self._packed(job, service, output)
             for job, service, output in zip(jobs, services, outputs, strict=True)

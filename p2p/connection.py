@@ -27,6 +27,10 @@ class RawStream(ByteStream):
         """What can certainly be received without waiting, at most `max_bytes`."""
         return b""
 
+    def close_now(self) -> bool:
+        """As `aclose`, without a checkpoint, if both directions have ended in order; whether so."""
+        return False
+
     async def send_behind(self, first: bytes, data: Buffer) -> None:
         """As `send_all` of both, in one flight where the transport can."""
         await self.send_all(b"".join((first, data)))

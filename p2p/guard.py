@@ -145,7 +145,7 @@ class StreamGuard:
         if handler is None:  # unserved while the answer was on its way
             raise ProtocolViolation(f"{stream.protocol!r} is not served any more")
         await handler(stream)
-        await stream.aclose()
+        await stream.leave()
 
 
 async def reset(stream: Stream | RawStream) -> None:

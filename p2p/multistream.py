@@ -254,6 +254,11 @@ class NegotiatedStream(Stream):
         finally:
             await self._raw.aclose()
 
+    async def leave(self) -> None:
+        """As `aclose`, but other tasks get no turn where both directions have ended in order."""
+        if self._unsent or not self._raw.close_now():
+            await self.aclose()
+
     async def reset(self) -> None:
         await self._raw.reset()
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
+from typing import Any
 
 import trio
 
@@ -54,7 +55,7 @@ class _OpenStream(AbstractAsyncContextManager[Stream]):
 
     __slots__ = ("_open", "_stream")
 
-    def __init__(self, open_stream: Callable[[], Awaitable[Stream]]) -> None:
+    def __init__(self, open_stream: Callable[[], Awaitable[NegotiatedStream]]) -> None:
         self._open = open_stream
 
     async def __aenter__(self) -> Stream:
@@ -68,7 +69,7 @@ class _OpenStream(AbstractAsyncContextManager[Stream]):
         trace: TracebackType | None,
     ) -> None:
         if error is None:
-            await self._stream.aclose()
+            await self._stream.leave()
         else:
             await reset(self._stream)
 
@@ -245,9 +246,9 @@ class Switchboard:
         raw = await self._newest_connection(peer_id).open_stream()
         known = self._protocols.get(peer_id)
         if known is not None:
-            chosen = next((protocol for protocol in protocols if protocol in known), None)
-            if chosen is not None:
-                return propose_optimistically(raw, peer_id, chosen)
+            for protocol in protocols:
+                if protocol in known:
+                    return propose_optimistically(raw, peer_id, protocol)
         try:
             with trio.fail_after(self._limits.negotiation_timeout_s):
                 return await propose(raw, peer_id, protocols)
@@ -305,9 +306,9 @@ class Switchboard:
             self._protocols.pop(peer_id, None)
             self._watchers.tell(PeerDisconnected(peer_id=peer_id))
 
-    async def stream_opened(self, connection: Connection, stream: RawStream) -> None:
+    def stream_opened(self, connection: Connection, stream: RawStream) -> Coroutine[Any, Any, None]:
         """Serve one inbound stream; see `ConnectionSink`."""
-        await self._guard.serve_stream(connection, stream)
+        return self._guard.serve_stream(connection, stream)
 
     def _refuse(self, limit: str, value: float) -> None:
         self._counters["connections_refused"] += 1

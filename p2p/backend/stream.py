@@ -163,6 +163,17 @@ class SecureStream(RawStream):
         The peer is given `LINGER_S` to end its direction; then it sees a reset. Closing is done
         before the checkpoint, so a cancelled call has closed too.
         """
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    def close_now(self) -> bool:
+        """As `aclose`, without a checkpoint, if both directions have ended in order; whether so."""
+        has_ended = self.state.send_side is self.state.receive_side is Side.FINISHED
+        if has_ended:
+            self._close()
+        return has_ended
+
+    def _close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
             self.connection.session.leave(self.state)
@@ -170,7 +181,6 @@ class SecureStream(RawStream):
             if self.state.receive_side is Side.OPEN:
                 self.connection.linger(self.state)
             self.connection.flush()
-        await trio.lowlevel.checkpoint()
 
     async def reset(self) -> None:
         """End both directions at once; the peer's calls raise `StreamReset`. Idempotent."""

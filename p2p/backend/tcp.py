@@ -19,7 +19,6 @@ import trio
 from p2p.backend.connection import SecureConnection
 from p2p.backend.endpoint import Endpoint, listen
 from p2p.backend.interfaces import dialable
-from p2p.backend.stream import SecureStream
 from p2p.connection import Connection, ConnectionSink
 from p2p.errors import DialFailed, HandshakeFailed, LimitExceeded, NetworkClosed
 from p2p.identity import Identity
@@ -34,7 +33,7 @@ class TcpTransport:
     def __init__(
         self, identity: Identity, limits: Limits, sink: ConnectionSink, nursery: trio.Nursery
     ) -> None:
-        self.endpoint = Endpoint(identity, limits, serve=self._serve)
+        self.endpoint = Endpoint(identity, limits, serve=sink.stream_opened)
         self._sink = sink
         self._nursery = nursery
         self._listening: list[Address] = []
@@ -100,9 +99,6 @@ class TcpTransport:
             raise LimitExceeded("connections_max", 0) from error
         connection.on_closed.append(lambda: self._sink.disconnected(connection))
         await connection.run()
-
-    async def _serve(self, connection: SecureConnection, stream: SecureStream) -> None:
-        await self._sink.stream_opened(connection, stream)
 
 
 @asynccontextmanager

@@ -1,6 +1,8 @@
 """Serving and asking over the network: outcomes, admission, order, cancellation, hostile peers."""
 
+import itertools
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -90,7 +92,12 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    model: Any, *, callers: int = 1, weight: Any = 5, options: ServingOptions | None = None
+    model: Any,
+    *,
+    callers: int = 1,
+    weight: Any = 5,
+    options: ServingOptions | None = None,
+    stopwatch: Callable[[], float] = time.perf_counter,
 ) -> AsyncIterator[World]:
     identity = Identity.generate()
     async with open_hub(seed=1) as hub:
@@ -105,6 +112,7 @@ async def open_world(
                     sign=identity.sign,
                     context=CONTEXT,
                     height_of=lambda: 42,
+                    stopwatch=stopwatch,
                 )
                 await nursery.start(server.run)
                 async with open_callers(hub, callers) as networks:
@@ -332,6 +340,7 @@ async def test_stake_decides_who_is_served_under_contention() -> None:
         callers=3,
         weight=lambda peer: weights.get(peer, 0),
         options=ServingOptions(batch_rows_max=1),
+        stopwatch=itertools.count().__next__,  # every call takes as long
     ) as world:
         for index, network in enumerate(world.callers):
             weights[network.peer_id] = 1_000 * 2**index
@@ -362,6 +371,7 @@ async def test_new_weights_reorder_what_waits() -> None:
         callers=2,
         weight=lambda peer: weights[peer],
         options=ServingOptions(batch_rows_max=1),
+        stopwatch=itertools.count().__next__,
     ) as world:
         for network, weight in zip(world.callers, (1, 1_000_000), strict=True):
             weights[network.peer_id] = weight

@@ -12,11 +12,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
-import pytest
 import trio
 from numpy.typing import NDArray
 
-from node import model_call
 from node.errors import Overloaded
 from node.exchange import ServingOptions
 from p2p.identity import PeerId
@@ -32,7 +30,7 @@ PERMITS_MAX = 10_000  # closing waits for the model call that is running
 @dataclass
 class MeteredModel:
     """Serves one call for every permit; a step of a request that says `token` takes `STEP_S` times
-    its `slowness`. Also the `time` that the server measures it by."""
+    its `slowness`. Also the stopwatch that the server measures it by."""
 
     slowness: dict[int, int] = field(default_factory=dict)
     permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
@@ -50,7 +48,7 @@ class MeteredModel:
         self.now_s += steps * STEP_S * self.slowness.get(token, 1)
         return np.zeros((rows, steps, self.dim), np.float32)
 
-    def perf_counter(self) -> float:
+    def stopwatch(self) -> float:
         return self.now_s
 
 
@@ -101,7 +99,6 @@ class Market:
 
 @asynccontextmanager
 async def open_market(
-    monkeypatch: pytest.MonkeyPatch,
     weights: Mapping[str, int],
     *,
     slowness: Mapping[int, int] | None = None,
@@ -109,12 +106,15 @@ async def open_market(
 ) -> AsyncIterator[Market]:
     """Callers with `weights`; the model is busy with somebody else until all has been sent."""
     model = MeteredModel(slowness=dict(slowness or {}))
-    monkeypatch.setattr(model_call, "time", model)
     callers = {name: index for index, name in enumerate(("first", *weights))}
     known: dict[PeerId, int] = {}
     serving = ServingOptions(batch_rows_max=1, **options)
     async with open_world(
-        model, callers=len(callers), weight=lambda peer: known.get(peer, 1), options=serving
+        model,
+        callers=len(callers),
+        weight=lambda peer: known.get(peer, 1),
+        options=serving,
+        stopwatch=model.stopwatch,
     ) as world:
         for name, weight in weights.items():
             known[world.callers[callers[name]].peer_id] = weight
@@ -130,11 +130,11 @@ async def open_market(
                 nursery.cancel_scope.cancel()
 
 
-async def test_fresh_identities_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_fresh_identities_gain_nothing() -> None:
     """Twenty of them share what one caller without weight would have had alone."""
     fresh = [f"fresh{number}" for number in range(20)]
     weights = {"honest": 50, "rival": 50} | dict.fromkeys(fresh, 0)
-    async with open_market(monkeypatch, weights) as market:
+    async with open_market(weights) as market:
         for name in fresh:
             await market.wait_with(name, 2)
         for name in ("honest", "rival"):
@@ -146,10 +146,10 @@ async def test_fresh_identities_gain_nothing(monkeypatch: pytest.MonkeyPatch) ->
         assert not market.refused
 
 
-async def test_tiny_requests_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tiny_requests_gain_nothing() -> None:
     """Shares are shares of work: sixteen small requests go for one that is sixteen times as big."""
     steps = {"honest": 16, "tiny": 1}
-    async with open_market(monkeypatch, {"honest": 1, "tiny": 1}, per_sender_max=200) as market:
+    async with open_market({"honest": 1, "tiny": 1}, per_sender_max=200) as market:
         await market.wait_with("tiny", 150)
         await market.wait_with("honest", 10, steps=steps["honest"])
         await market.serve(1)
@@ -161,10 +161,10 @@ async def test_tiny_requests_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> No
         assert work["tiny"] <= work.total() / 2 + steps["honest"]
 
 
-async def test_cancel_and_resend_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cancel_and_resend_gains_nothing() -> None:
     """What was taken back is charged as if it had been served: by resetting its stream, or by
     dropping the connection, after which the attacker's own dendrite sends it again."""
-    async with open_market(monkeypatch, {"honest": 7, "attacker": 7}) as market:
+    async with open_market({"honest": 7, "attacker": 7}) as market:
         server = market.world.server
         await market.wait_with("honest", 30)
         async with trio.open_nursery() as nursery:
@@ -182,10 +182,10 @@ async def test_cancel_and_resend_gains_nothing(monkeypatch: pytest.MonkeyPatch) 
         assert served.count("attacker") <= (30 - 10) / 2 + 1
 
 
-async def test_being_displaced_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_being_displaced_gains_nothing() -> None:
     """Who fills the queue gives way to its share, and has paid for what was displaced."""
     weights = {"honest": 1, "attacker": 1}
-    async with open_market(monkeypatch, weights, items_max=32) as market:
+    async with open_market(weights, items_max=32) as market:
         await market.wait_with("attacker", 32)
         await market.wait_with("honest", 16)
         assert market.refused == {"attacker": 16}
@@ -196,12 +196,10 @@ async def test_being_displaced_gains_nothing(monkeypatch: pytest.MonkeyPatch) ->
         assert set(await market.serve(15)) == {"attacker"}
 
 
-async def test_displacing_others_is_for_nobody_beyond_its_share(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_displacing_others_is_for_nobody_beyond_its_share() -> None:
     """Whoever is within its share stays, and is served as if the flood were not there."""
     weights = {"honest": 3, "attacker": 1, "floor": 0}
-    async with open_market(monkeypatch, weights, items_max=32) as market:
+    async with open_market(weights, items_max=32) as market:
         await market.wait_with("honest", 22)
         await market.wait_with("floor", 2)
         await market.wait_with("attacker", 40)
@@ -213,12 +211,12 @@ async def test_displacing_others_is_for_nobody_beyond_its_share(
         assert market.refused == {"attacker": 32}
 
 
-async def test_cost_lies_gain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cost_lies_gain_nothing() -> None:
     """Requests that take three times what their headers promise: once the server has learned it,
     the liar has about half of the time instead of three quarters."""
     honest, liar = 1, 2
     async with open_market(
-        monkeypatch, {"honest": 1, "liar": 1}, slowness={liar: 3}, per_sender_max=200
+        {"honest": 1, "liar": 1}, slowness={liar: 3}, per_sender_max=200
     ) as market:
         await market.wait_with("liar", 100, steps=8, token=liar)
         await market.wait_with("honest", 160, steps=8, token=honest)
