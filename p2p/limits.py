@@ -2,9 +2,9 @@
 
 The rule: nothing that a remote party can make grow is without a bound here or in the machine that
 holds it; reaching one is counted and has a stated policy. Memory that strangers can make a process
-hold is the sum `half_open_max · 64 KiB + connections_max · (fixed buffers ≈ 0.5 MiB) +
-process_buffer_bytes_max + gossip and DHT caches`; with the defaults about 0.5 GiB, and a
-loaded node rarely uses a tenth of it.
+hold is the sum `half_open_max · 130 KiB + connections_max · (two buffers of 645 KiB) +
+process_buffer_bytes_max · 9/8 + gossip and DHT caches`; with the defaults about 1 GiB, if every
+connection is in the middle of a large transfer both ways, and a loaded node rarely uses a tenth.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from p2p.backend.connection import SecureConnection
 
 BUFFER_BYTES = 5 * FRAME_BYTES_MAX
-"""A burst of four full frames with one before and one behind it, 645 KiB: larger ones gain little
+"""A burst of four full frames, and what goes before and behind it, 645 KiB: larger ones gain little
 and fall out of the cache."""
 
 OPENED_BYTES = 64 * 1024

@@ -359,7 +359,8 @@ class Session:
     def _widen(self, stream: StreamState, now: float) -> None:
         if stream.receive_side is not Side.OPEN:
             return
-        due = stream.window_bytes - stream.receive_window - stream.unread_bytes
+        arriving = self.body_bytes if stream is self._body_stream else 0
+        due = stream.window_bytes - stream.receive_window - stream.unread_bytes - arriving
         if 2 * due < stream.window_bytes:
             return
         if now - stream.updated_at < 4 * self.round_trip_s:

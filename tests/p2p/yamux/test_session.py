@@ -341,3 +341,16 @@ def test_take_gives_at_most_what_is_asked_for() -> None:
     assert stream.take(10, 0.0) == payload[1:11]
     assert stream.take(None, 0.0) == payload[11:]
     assert stream.unread_bytes == session.unread_bytes == 0
+
+
+def test_what_is_announced_and_has_not_arrived_is_no_credit() -> None:
+    server = new_session(is_initiator=False)
+    stream = open_inbound(server, 1)
+    server.receive(encode_header(DATA, 0, 1, WINDOW_BYTES_INITIAL) + bytes(1000), 0.0)
+    stream.take(500, 0.0)
+    stream.take(500, 0.0)
+    assert drain(server) == b""
+    server.receive(bytes(WINDOW_BYTES_INITIAL - 1000), 0.0)
+    assert stream.unread_bytes + stream.receive_window <= stream.window_bytes
+    read_all(stream)
+    assert stream.receive_window == stream.window_bytes
