@@ -238,6 +238,8 @@ class SecureConnection(Connection):
             plaintext = b"".join((head, *segments))
         if len(plaintext) <= SMALL_BYTES:
             self.wire.send(plaintext)
+        elif len(plaintext) <= self._message_bytes_max:
+            self.wire.send_parts((plaintext,))
         else:
             self.wire.send_parts(messages([memoryview(plaintext)], self._message_bytes_max))
 
@@ -271,9 +273,9 @@ class SecureConnection(Connection):
         while len(control) > self._message_bytes_max:
             self.wire.send(bytes(control[: self._message_bytes_max]))
             del control[: self._message_bytes_max]
-        taken = bytes(control)
+        frames = bytes(control)
         control.clear()
-        return taken
+        return frames
 
     # Receiving
 
