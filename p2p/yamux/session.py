@@ -41,8 +41,9 @@ CONTROL_BYTES_MAX = 64 * 1024
 UNACKNOWLEDGED_MAX = 256
 """Streams opened and not acknowledged (spec, "ACK backlog & backpressure")."""
 
-LEARNED_WINDOW_BYTES_MAX = 1024 * 1024
-"""A new stream begins with the window that its predecessors grew to, up to this."""
+LEARNED_WINDOW_BYTES_MAX = 4 * 1024 * 1024
+"""A new stream begins with the window that its predecessors grew to, up to this: what a session may
+grant lasts for 16 such streams at once, and growing from less costs a megabyte a fifteenth."""
 
 WINDOW_LIMIT = 2**32 - 1
 """No honest credit exceeds what one update can carry."""
