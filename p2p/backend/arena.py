@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from p2p.backend.heap import keep_freed
 from p2p.limits import Limits
 from p2p.noise.cipher import FRAME_BYTES_MAX
 from p2p.yamux import Bounds, Budget
@@ -25,19 +26,13 @@ OPENED_BYTES = 64 * 1024
 
 SPARE_BUFFERS_MAX = 8
 
-MALLOC_HINT_BYTES = 24 * 1024 * 1024
-"""A block of this size is mapped and unmapped once: glibc takes that as word that such blocks come
-and go, and keeps up to twice as much at the end of its heap for what is received next, instead of
-having every page of it faulted in again (mallopt(3), "dynamic mmap threshold"). One way gains 7 %,
-an exchange of 16 MiB up to 10 %."""
-
 
 class Arena:
     """Lends buffers and keeps the sums."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        bytearray(MALLOC_HINT_BYTES)
+        keep_freed()
         self.bounds = Bounds(
             window_bytes_max=limits.window_bytes_max,
             session_bytes_max=limits.connection_buffer_bytes_max,

@@ -21,6 +21,7 @@ import trio
 
 from p2p.backend.arena import BUFFER_BYTES, Arena
 from p2p.backend.burst import messages, taken
+from p2p.backend.heap import give_back_freed
 from p2p.backend.stream import SecureStream
 from p2p.backend.upgrade import Link
 from p2p.backend.wire import Wire
@@ -93,6 +94,7 @@ class SecureConnection(Connection):
         self._serve = serve
         self._is_closed = False
         self._is_draining = False
+        self._received_bytes = 0
         self._scope = trio.CancelScope()
         self._handlers: trio.Nursery | None = None
         self._acknowledgement_queue = trio.lowlevel.ParkingLot()
@@ -151,6 +153,7 @@ class SecureConnection(Connection):
                 self.abort("the connection ended")
         finally:
             self.abort("the connection was cancelled")
+            give_back_freed(self._received_bytes)
 
     async def aclose(self) -> None:
         """Say goodbye, wait up to `DRAIN_S` for the socket to take what was sent, and close.
@@ -332,6 +335,7 @@ class SecureConnection(Connection):
                     self.abort("the peer closed the connection")
                     return
                 end += count
+                self._received_bytes += count
                 start, has_woken = self._open(opener, buffer, start, end)
                 turn_bytes = 0 if has_woken else turn_bytes - count
         finally:

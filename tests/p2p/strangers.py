@@ -231,7 +231,7 @@ async def reader_that_never_reads(target: Target) -> None:
     """Asks for echoes on many streams and takes none of the answers."""
     async with secured(target) as connection:
         streams = []
-        for _ in range(max(10, target.size // 10)):
+        for _ in range(max(100, target.size // 10)):  # as many megabytes: over RSS_GROWTH_MAX_BYTES
             stream = await connection.open_stream()
             streams.append(stream)
             await stream.send_all(encode_line(HEADER) + encode_line(ECHO))
