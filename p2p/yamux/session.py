@@ -199,7 +199,7 @@ class Session:
                 if (target := stream.target) is not None:
                     fitting = min(count, len(target))
                     target[:fitting] = piece[:fitting]
-                    self._fill(stream, fitting, events, now)
+                    self._fill(stream, target[fitting:], events, now)
                     piece = piece[fitting:]
                 if piece:
                     self._keep(stream, piece, events)
@@ -220,21 +220,20 @@ class Session:
 
     def filled(self, count: int, now: float) -> list[Event]:
         """The next `count` bytes have been written to what `target` gave."""
+        stream = self._body_stream
+        if stream is None or stream.target is None:
+            raise InvariantViolation("bytes were written to no stream's target")
         events: list[Event] = []
         self.body_bytes -= count
-        if self._body_stream is None:
-            raise InvariantViolation("bytes were written to no stream's target")
-        self._fill(self._body_stream, count, events, now)
+        self._fill(stream, stream.target[count:], events, now)
         if self.body_bytes == 0:
             self._finish_body(events)
         return events
 
-    def _fill(self, stream: StreamState, count: int, events: list[Event], now: float) -> None:
-        """The first `count` bytes of the stream's target have been written."""
-        target = stream.target
-        if target is not None:
-            stream.target = target[count:] if count < len(target) else None
-        if stream.target is None:
+    def _fill(self, stream: StreamState, rest: memoryview, events: list[Event], now: float) -> None:
+        """The stream's target has been written up to `rest`."""
+        stream.target = rest or None
+        if not rest:
             events.append(Readable(stream))
         self._widen(stream, now)
 
