@@ -14,6 +14,10 @@ from p2p.identity import PeerId
 from p2p.multiaddress import Address
 from p2p.network import Buffer, ByteStream, Direction
 
+HANDLER_GRACE_S = 5.0
+"""How long a handler may go on after its connection is lost, to read what had arrived; then it is
+cancelled, or strangers could leave handlers behind that wait for something else."""
+
 
 class RawStream(ByteStream):
     """One multiplexed stream that does not yet speak a protocol; errors are those of `Stream`."""
@@ -84,7 +88,10 @@ class ConnectionSink(Protocol):
         ...
 
     async def stream_opened(self, connection: Connection, stream: RawStream) -> None:
-        """Serve one inbound stream in a task of the transport; never raises but when cancelled."""
+        """Serve one inbound stream in a task of the transport; never raises but when cancelled.
+
+        The transport cancels it `HANDLER_GRACE_S` after the connection is lost.
+        """
         ...
 
 
@@ -113,4 +120,4 @@ class Transport(Protocol):
         ...
 
 
-__all__ = ["Connection", "ConnectionSink", "RawStream", "Transport"]
+__all__ = ["HANDLER_GRACE_S", "Connection", "ConnectionSink", "RawStream", "Transport"]

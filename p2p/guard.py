@@ -2,13 +2,12 @@
 
 The rule: whatever a peer sends, and whatever a handler raises, ends at most that stream, and is
 counted. Streams, and streams that have not named a protocol, are bounded per connection and in all;
-over a bound the newest is reset. A handler outlives its connection by `HANDLER_GRACE_S` at most.
+over a bound the newest is reset.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -20,10 +19,6 @@ from p2p.limits import Limits
 from p2p.multistream import LINE_BYTES_MAX, NegotiatedStream, meet_optimist, respond
 from p2p.network import Stream, StreamHandler
 
-HANDLER_GRACE_S = 5.0
-"""How long a handler may go on after its connection is lost, to read what had arrived; then it is
-cancelled, or strangers could leave handlers behind that wait for something else."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +29,7 @@ class StreamGuard:
         self._limits = limits
         self._count = count
         self._handlers: dict[str, StreamHandler] = {}
-        self._streams: dict[Connection, set[trio.CancelScope]] = {}
+        self._streams: Counter[Connection] = Counter()
         self._streams_total = 0
         self._negotiating: Counter[Connection] = Counter()
 
@@ -60,11 +55,6 @@ class StreamGuard:
         """Serve it no more; whether it was."""
         return self._handlers.pop(protocol, None) is not None
 
-    def connection_lost(self, connection: Connection) -> None:
-        """Give its handlers a last moment."""
-        for scope in self._streams.get(connection, ()):
-            scope.deadline = trio.current_time() + HANDLER_GRACE_S
-
     async def serve_stream(self, connection: Connection, stream: RawStream) -> None:
         """Negotiate and serve one inbound stream; never raises but when cancelled."""
         if self._is_full(connection):
@@ -72,29 +62,16 @@ class StreamGuard:
             await reset(stream)
             return
         self._count("streams_inbound")
-        # One scope for negotiation and handler: a scope costs as much as a small message.
-        scope = trio.CancelScope()
-        negotiated: NegotiatedStream | None = None
-        self._streams.setdefault(connection, set()).add(scope)
+        self._streams[connection] += 1
         self._streams_total += 1
         try:
             received = stream.receive_nowait(LINE_BYTES_MAX)
             negotiated = meet_optimist(
                 stream, connection.peer_id, self._handlers.__contains__, received
             )
-            with scope:
-                if negotiated is None:
-                    scope.deadline = trio.current_time() + self._limits.negotiation_timeout_s
-                    negotiated = await self._negotiate(connection, stream, received)
-                    scope.deadline = math.inf
-                if connection.is_closed:  # and may have been before there was a scope to tell
-                    scope.deadline = trio.current_time() + HANDLER_GRACE_S
-                await self._serve(negotiated)
-            if scope.cancelled_caught:
-                if negotiated is None:
-                    raise ProtocolViolation("the peer did not name a protocol in time")
-                self._count("handlers_cancelled")
-                await reset(stream)
+            if negotiated is None:
+                negotiated = await self._negotiate(connection, stream, received)
+            await self._serve(negotiated)
         except StreamError:
             self._count("streams_broken")  # the peer or the wire; nothing to tell
             await reset(stream)
@@ -107,18 +84,20 @@ class StreamGuard:
             _log.warning("a handler failed on a stream of %s", connection.peer_id, exc_info=True)
             await reset(stream)
         except BaseException:
+            if connection.is_closed:
+                self._count("handlers_cancelled")
             await reset(stream)
             raise
         finally:
             self._streams_total -= 1
-            self._streams[connection].discard(scope)
+            self._streams[connection] -= 1
             if not self._streams[connection]:
                 del self._streams[connection]
 
     def _is_full(self, connection: Connection) -> bool:
         limits = self._limits
         return (
-            len(self._streams.get(connection, ())) >= limits.streams_per_connection_max
+            self._streams[connection] >= limits.streams_per_connection_max
             or self._negotiating[connection] >= limits.negotiations_per_connection_max
             or self._streams_total >= limits.streams_total_max
         )
@@ -128,13 +107,16 @@ class StreamGuard:
     ) -> NegotiatedStream:
         self._negotiating[connection] += 1
         try:
-            return await respond(
-                raw,
-                connection.peer_id,
-                self._handlers.__contains__,
-                self._limits.negotiation_proposals_max,
-                received,
-            )
+            with trio.fail_after(self._limits.negotiation_timeout_s):
+                return await respond(
+                    raw,
+                    connection.peer_id,
+                    self._handlers.__contains__,
+                    self._limits.negotiation_proposals_max,
+                    received,
+                )
+        except trio.TooSlowError as error:
+            raise ProtocolViolation("the peer did not name a protocol in time") from error
         finally:
             self._negotiating[connection] -= 1
             if not self._negotiating[connection]:
@@ -154,4 +136,4 @@ async def reset(stream: Stream | RawStream) -> None:
         await stream.reset()
 
 
-__all__ = ["HANDLER_GRACE_S", "StreamGuard", "reset"]
+__all__ = ["StreamGuard", "reset"]

@@ -299,7 +299,6 @@ class Switchboard:
         """Forget a connection; see `ConnectionSink`."""
         peer_id = connection.peer_id
         remaining = [c for c in self._connections.get(peer_id, ()) if c is not connection]
-        self._guard.connection_lost(connection)
         if remaining:
             self._connections[peer_id] = remaining
         elif self._connections.pop(peer_id, None) is not None:

@@ -25,7 +25,7 @@ from p2p.backend.heap import give_back_freed
 from p2p.backend.stream import SecureStream
 from p2p.backend.upgrade import Link
 from p2p.backend.wire import Wire
-from p2p.connection import Connection
+from p2p.connection import HANDLER_GRACE_S, Connection
 from p2p.errors import ProtocolViolation, StreamReset
 from p2p.identity import PeerId
 from p2p.multiaddress import Address
@@ -138,7 +138,7 @@ class SecureConnection(Connection):
     # Lifetime
 
     async def run(self) -> None:
-        """Drive the connection until it ends, and its handlers until they return.
+        """Drive the connection until it ends, and its handlers until they return or must.
 
         Cancelled, it resets every stream and closes the socket at once. Raises nothing.
         """
@@ -151,6 +151,7 @@ class SecureConnection(Connection):
                         nursery.start_soon(self.wire.finish_forever)
                         nursery.start_soon(self._watch_forever)
                 self.abort("the connection ended")
+                handlers.cancel_scope.deadline = trio.current_time() + HANDLER_GRACE_S
         finally:
             self.abort("the connection was cancelled")
             give_back_freed(self._received_bytes)

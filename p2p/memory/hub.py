@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from p2p.connection import Connection, ConnectionSink
+from p2p.connection import HANDLER_GRACE_S, Connection, ConnectionSink
 from p2p.errors import DialFailed, LimitExceeded, NetworkClosed, PeerMismatch, PortInUse
 from p2p.gossipsub import GossipOptions
 from p2p.identity import Identity, PeerId
@@ -153,6 +153,7 @@ class MemoryTransport:
         self._nursery = nursery
         self._listening: list[Address] = []
         self._connections: set[MemoryConnection] = set()
+        self._handlers: dict[MemoryConnection, set[trio.CancelScope]] = {}
 
     @property
     def listening(self) -> tuple[Address, ...]:
@@ -233,10 +234,25 @@ class MemoryTransport:
     def _lose(self, connection: MemoryConnection) -> None:
         if connection in self._connections:
             self._connections.discard(connection)
+            for scope in self._handlers.get(connection, ()):
+                scope.deadline = trio.current_time() + HANDLER_GRACE_S
             self._sink.disconnected(connection)
 
     def _serve(self, connection: MemoryConnection, stream: MemoryStream) -> None:
-        self._nursery.start_soon(self._sink.stream_opened, connection, stream)
+        scope = trio.CancelScope()
+        self._handlers.setdefault(connection, set()).add(scope)
+        self._nursery.start_soon(self._run_handler, connection, stream, scope)
+
+    async def _run_handler(
+        self, connection: MemoryConnection, stream: MemoryStream, scope: trio.CancelScope
+    ) -> None:
+        try:
+            with scope:
+                await self._sink.stream_opened(connection, stream)
+        finally:
+            self._handlers[connection].discard(scope)
+            if not self._handlers[connection]:
+                del self._handlers[connection]
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from hypothesis import strategies as st
 import p2p
 from p2p import identify
 from p2p.address_book import AddressBook
-from p2p.connection import Connection, RawStream
-from p2p.guard import HANDLER_GRACE_S, StreamGuard
+from p2p.connection import HANDLER_GRACE_S, RawStream
 from p2p.identify_pb2 import Identify as IdentifyMessage
 from p2p.memory import open_hub
 from p2p.multiaddress import Address
@@ -31,7 +29,6 @@ from p2p.multistream import (
     propose_optimistically,
     respond,
 )
-from p2p.network import Direction
 from p2p.peer_file import load_addresses, save_addresses
 from p2p.peer_watch import PeerWatchers
 from p2p.switch import PeerIdentified, Switch, SwitchEvent
@@ -482,38 +479,6 @@ async def test_a_handler_does_not_outlive_its_connection_for_long(
         assert not server._guard._streams
         assert not server._guard._negotiating
         assert server.counters()["handlers_cancelled"] == 1
-
-
-class LostConnection(Connection):
-    """A connection that was lost before the handler of its last stream began."""
-
-    peer_id = PEERS[1]
-    direction = Direction.INBOUND
-    remote = Address.parse("/ip4/127.0.0.1/tcp/1")
-    is_closed = True
-
-    async def open_stream(self) -> RawStream:
-        raise p2p.StreamReset("lost")
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-
-async def test_a_handler_that_begins_after_its_connection_ends_soon(
-    autojump_clock: trio.testing.MockClock,
-) -> None:
-    counters: Counter[str] = Counter()
-    guard = StreamGuard(LIMITS, lambda name: counters.update([name]))
-
-    async def wait_for_something_else(stream: p2p.Stream) -> None:
-        await trio.sleep_forever()
-
-    guard.serve("/wait/1", wait_for_something_else)
-    near, far = raw_pair()
-    await near.send_all(encode_line(HEADER) + encode_line("/wait/1") + b"payload")
-    with trio.fail_after(HANDLER_GRACE_S + 1):
-        await guard.serve_stream(LostConnection(), far)
-    assert counters["handlers_cancelled"] == 1
 
 
 async def test_bans_are_bounded_and_expire(autojump_clock: trio.testing.MockClock) -> None:

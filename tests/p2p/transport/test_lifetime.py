@@ -10,6 +10,7 @@ from p2p.backend.connection import SecureConnection
 from p2p.backend.endpoint import Endpoint, listen
 from p2p.backend.switch import open_switch
 from p2p.backend.tcp import open_transport
+from p2p.connection import Connection, RawStream
 from p2p.errors import LimitExceeded, NetworkClosed, NetworkError
 from p2p.limits import Limits
 from p2p.multiaddress import Address
@@ -197,6 +198,32 @@ async def test_closing_twice_and_from_a_handler() -> None:
         await far.aclose()
         with pytest.raises(trio.BrokenResourceError):
             await far.accept_stream()
+
+
+async def test_a_handler_does_not_outlive_its_connection_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("p2p.backend.connection.HANDLER_GRACE_S", 0.05)
+    begun, cancelled = trio.open_memory_channel[None](2), trio.open_memory_channel[bool](2)
+
+    class Waiting(Sink):
+        async def stream_opened(self, connection: Connection, stream: RawStream) -> None:
+            begun[0].send_nowait(None)
+            try:
+                await trio.sleep_forever()
+            finally:
+                cancelled[0].send_nowait(connection.is_closed)
+
+    async with listening(sink=Waiting()) as (_, address), trio.open_nursery() as nursery:
+        connection = await Endpoint(DIALLER, Limits()).dial(address)
+        nursery.start_soon(connection.run)
+        await (await connection.open_stream()).send_all(b"x")
+        await begun[1].receive()
+        await (await connection.open_stream()).send_all(b"its handler begins when all is over")
+        connection.abort("lost")
+        with trio.fail_after(5):
+            assert await cancelled[1].receive()
+            assert await cancelled[1].receive()
 
 
 async def test_opening_waits_while_too_many_are_unacknowledged() -> None:
