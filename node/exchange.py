@@ -13,9 +13,11 @@ nobody and waits for the model calls that are running.
 """
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -162,14 +164,13 @@ class Server:
         exchange = ServerExchange(limits=self._options.limits, vocabulary=self._model.vocabulary)
         holding = self._budget.holding(stream.peer_id)
         try:
-            # One scope whose deadline moves on with the phases: a scope costs as much as a frame.
-            at_s = trio.current_time() + self._options.header_timeout_s
-            with trio.CancelScope(deadline=at_s) as scope:
-                answer = await self._answer(stream, exchange, holding, scope)
-                await self._send(stream, exchange, answer, scope)
-                self._charge()
-            if scope.cancelled_caught:
+            stream.deadline_s = trio.current_time() + self._options.header_timeout_s
+            try:
+                answer = await self._answer(stream, exchange, holding)
+                await self._send(stream, exchange, answer)
+            except trio.TooSlowError:
                 await self._end_late(stream, exchange)
+            self._charge()
         except trio.BrokenResourceError:
             self.counters["cancelled"] += 1
         finally:
@@ -179,19 +180,18 @@ class Server:
         """The deadline of a phase has passed: tell the peer, unless it is slow to read that."""
         if exchange.state is not State.DONE:
             late = Failure(code=FailureCode.DEADLINE, detail=f"in {exchange.state.name}")
-            with trio.CancelScope() as scope:
-                await self._send(stream, exchange, late, scope)
-            if not scope.cancelled_caught:
+            with suppress(trio.TooSlowError):
+                await self._send(stream, exchange, late)
                 return
         self.counters["slow_reader"] += 1
         await stream.reset()
 
     async def _answer(
-        self, stream: Stream, exchange: ServerExchange, holding: Holding, scope: trio.CancelScope
+        self, stream: Stream, exchange: ServerExchange, holding: Holding
     ) -> Answer | None:
         """The answer to the one request of a stream; None where the peer has gone.
 
-        `scope` ends it when a header or payload comes too slowly or the request's time is over.
+        Raises `TooSlowError` when header or payload come too slowly or the request's time is over.
         """
         options = self._options
         try:
@@ -207,7 +207,7 @@ class Server:
             admitted = exchange.admit()
             if not admitted:
                 rate_s = head.payload_bytes / options.rate_bytes_per_s_min
-                scope.deadline = arrived_s + min(options.send_timeout_s + rate_s, remaining_s)
+                stream.deadline_s = arrived_s + min(options.send_timeout_s + rate_s, remaining_s)
             request = await _receive(stream, exchange, admitted)
             if isinstance(request, RequestHead):
                 raise InvariantViolation("a second head")
@@ -220,8 +220,10 @@ class Server:
             )
             ticket = self._queued(job, holding.held_bytes, arrived_s + remaining_s)
             if not job.done.is_set():
-                scope.deadline = arrived_s + remaining_s
-                await self._wait(stream, exchange, job, ticket)
+                with trio.CancelScope(deadline=arrived_s + remaining_s) as scope:
+                    await self._wait(stream, exchange, job, ticket)
+                if scope.cancel_called:  # the answer may have come as its time ran out: it is late
+                    raise trio.TooSlowError
             return job.answer
         except QueueRefusal as refusal:
             return _busy(str(refusal), refusal.retry_after_ms, refusal.position)
@@ -282,6 +284,7 @@ class Server:
             with trio.move_on_after(WATCH_AFTER_S):
                 await job.done.wait()
             if not job.done.is_set():
+                stream.deadline_s = math.inf
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch, stream, exchange, job)
                     await job.done.wait()
@@ -396,22 +399,19 @@ class Server:
         stream: Stream,
         exchange: ServerExchange,
         answer: Answer | None,
-        scope: trio.CancelScope,
     ) -> None:
         """Send an answer, with the time that its length may take; None: nobody waits for one."""
         if answer is None:
             exchange.cancel()
             self.counters["cancelled"] += 1
             return
-        # Its time may have run out as the answer came: then the answer is that it did.
-        await trio.lowlevel.checkpoint_if_cancelled()
         if isinstance(answer, Failure):
             self.counters[_FAILURES[answer.code]] += 1
         else:
             self.counters[_ANSWERS[kind_of(answer)]] += 1
         segments = exchange.send(answer)
         rate_s = sum(map(len, segments)) / self._options.rate_bytes_per_s_min
-        scope.deadline = trio.current_time() + self._options.send_timeout_s + rate_s
+        stream.deadline_s = trio.current_time() + self._options.send_timeout_s + rate_s
         await stream.send_last(*segments)
 
 

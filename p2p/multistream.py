@@ -202,6 +202,14 @@ class NegotiatedStream(Stream):
     def protocol(self) -> str:
         return self._protocol
 
+    @property
+    def deadline_s(self) -> float:  # type: ignore[override]
+        return self._raw.deadline_s
+
+    @deadline_s.setter
+    def deadline_s(self, at_s: float) -> None:
+        self._raw.deadline_s = at_s
+
     async def send_all(self, data: Buffer) -> None:
         if self._unsent:
             await self._raw.send_behind(await self._take_unsent(), data)

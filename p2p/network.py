@@ -11,9 +11,10 @@ subscribe (`PubSub`: gossipsub), and content routing (`ContentRouting`: Kademlia
 from __future__ import annotations
 
 import enum
+import math
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -27,7 +28,14 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class ByteStream(trio.abc.HalfCloseableStream):
-    """Trio's contract of a half-closeable stream, and what streams here do beyond it."""
+    """Trio's contract of a half-closeable stream, and what streams here do beyond it.
+
+    `deadline_s` is trio's time from which on no call of this stream waits: one that would raises
+    `trio.TooSlowError`, as if in `trio.fail_at`. A handler that moves it on from phase to phase has
+    the scope of a timeout only where it does wait.
+    """
+
+    deadline_s: float = math.inf
 
     @abstractmethod
     async def send_all(self, data: Buffer) -> None:
@@ -68,6 +76,12 @@ class ByteStream(trio.abc.HalfCloseableStream):
     async def wait_ended(self) -> None:
         """Wait until the stream can carry nothing more: both directions have ended, or it was reset
         or its connection lost. A peer that has ended its direction in order can still reset it."""
+
+    def _patience(self) -> AbstractContextManager[object]:
+        """Ends what waits within it at `deadline_s`; for implementations."""
+        if self.deadline_s == math.inf:
+            return nullcontext()
+        return trio.fail_at(self.deadline_s)
 
 
 class Stream(ByteStream):

@@ -86,7 +86,8 @@ class SecureStream(RawStream):
             raise trio.BusyResourceError("another task is sending on this stream")
         self._is_sending = True
         try:
-            await self._wait_sendable()
+            with self._patience():
+                await self._wait_sendable()
         finally:
             self._is_sending = False
 
@@ -152,10 +153,11 @@ class SecureStream(RawStream):
     async def wait_ended(self) -> None:
         """Wait until both directions have ended, or the stream was reset or its connection lost."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not self.is_closed and self.state.is_alive:
-            if self._end_awaited is None:
-                self._end_awaited = trio.Event()
-            await self._end_awaited.wait()
+        with self._patience():
+            while not self.is_closed and self.state.is_alive:
+                if self._end_awaited is None:
+                    self._end_awaited = trio.Event()
+                await self._end_awaited.wait()
 
     async def aclose(self) -> None:
         """Close both directions: ours in order, the peer's by reading no more. Idempotent.
@@ -224,14 +226,12 @@ class SecureStream(RawStream):
         self._is_sending = True
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            if not total_bytes:
-                self._check_sendable()
-            else:
-                await self._wait_sendable()
-                if total_bytes <= min(JOINED_BYTES, self.state.send_window):
-                    self.connection.send_joined(self.state, segments, total_bytes, is_last=is_last)
-                else:
+            self._check_sendable()
+            if not self._is_small(total_bytes) or self.connection.is_wire_busy:
+                with self._patience():
                     await self._send_bulk(segments, total_bytes, is_last=is_last)
+            elif total_bytes:
+                self.connection.send_joined(self.state, segments, total_bytes, is_last=is_last)
             if is_last:
                 self._end_sending()
             await self._take_turn(total_bytes)
@@ -246,6 +246,10 @@ class SecureStream(RawStream):
             self.connection.flush()
         if not self.state.is_alive:
             self.wake()
+
+    def _is_small(self, total_bytes: int) -> bool:
+        """Whether so much can be sent as one burst now."""
+        return total_bytes <= JOINED_BYTES and total_bytes <= self.state.send_window
 
     async def _send_bulk(
         self, segments: Sequence[Buffer], total_bytes: int, *, is_last: bool
@@ -283,9 +287,11 @@ class SecureStream(RawStream):
 
     async def _receive(self, max_bytes: int | None) -> bytes:
         state = self.state
-        while not state.pieces:
-            if not await self._wait_receivable():
-                return b""
+        if not state.pieces:
+            with self._patience():
+                while not state.pieces:
+                    if not await self._wait_receivable():
+                        return b""
         return self._taken(max_bytes)
 
     def _taken(self, max_bytes: int | None) -> bytes:
@@ -305,10 +311,11 @@ class SecureStream(RawStream):
             return filled
         state.target = target[filled:]
         try:
-            # Discarding takes the target away too; then the wait raises.
-            while state.target is not None or state.is_discarding:
-                if not await self._wait_receivable():
-                    return len(target) - len(state.target or b"")
+            with self._patience():
+                # Discarding takes the target away too; then the wait raises.
+                while state.target is not None or state.is_discarding:
+                    if not await self._wait_receivable():
+                        return len(target) - len(state.target or b"")
             return len(target)
         finally:
             state.target = None

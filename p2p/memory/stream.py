@@ -54,18 +54,20 @@ class MemoryStream(RawStream):
             await trio.lowlevel.checkpoint()
             view = memoryview(data).cast("B")
             self._check_sendable()
-            while view:
-                await self._wait_window()
-                piece = bytes(view[: min(self._window, SEGMENT_BYTES_MAX)])
-                view = view[len(piece) :]
-                self._window -= len(piece)
-                self._tell(lambda end, piece=piece: end._receive(piece))  # type: ignore[misc]
+            with self._patience():
+                while view:
+                    await self._wait_window()
+                    piece = bytes(view[: min(self._window, SEGMENT_BYTES_MAX)])
+                    view = view[len(piece) :]
+                    self._window -= len(piece)
+                    self._tell(lambda end, piece=piece: end._receive(piece))  # type: ignore[misc]
 
     async def wait_send_all_might_not_block(self) -> None:
         with _Exclusive(self._sending):
             await trio.lowlevel.checkpoint()
             self._check_sendable()
-            await self._wait_window()
+            with self._patience():
+                await self._wait_window()
 
     async def send_eof(self) -> None:
         with _Exclusive(self._sending):
@@ -82,7 +84,8 @@ class MemoryStream(RawStream):
         self._is_receiving = True
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
-            piece = await self._take(max_bytes)
+            with self._patience():
+                piece = await self._take(max_bytes)
         finally:
             self._is_receiving = False
         await trio.lowlevel.cancel_shielded_checkpoint()
@@ -115,8 +118,9 @@ class MemoryStream(RawStream):
 
     async def wait_ended(self) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._is_reset and not self._is_closed and not self.is_finished:
-            await self._wait()
+        with self._patience():
+            while not self._is_reset and not self._is_closed and not self.is_finished:
+                await self._wait()
 
     def break_off(self) -> None:
         """The peer or the connection has ended it; what arrived before can still be read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -155,3 +156,49 @@ async def test_an_answer_that_is_held_back_leaves_before_waiting(
         await begun.wait()
         await stream.send_last(b"second")
         assert await stream.receive_some() == b""
+
+
+@on_both
+async def test_at_its_deadline_a_stream_waits_no_more(pair: tuple[Network, Network]) -> None:
+    server, client = pair
+    async with client.open_stream(server.peer_id, ECHO) as stream:
+        stream.deadline_s = trio.current_time() + 0.05
+        for wait in (stream.receive_some, stream.wait_ended):
+            with pytest.raises(trio.TooSlowError):
+                await wait()
+        assert trio.current_time() >= stream.deadline_s
+        await stream.send_all(b"sent without waiting")
+        with pytest.raises(trio.TooSlowError):
+            await stream.receive_into(bytearray(1))
+        stream.deadline_s = math.inf
+        assert await stream.receive_some() == b"sent without waiting"
+
+
+@on_both
+async def test_what_is_here_is_received_after_the_deadline(pair: tuple[Network, Network]) -> None:
+    server, client = pair
+    async with client.open_stream(server.peer_id, ECHO) as stream:
+        await stream.send_last(b"answer")
+        assert await stream.receive_some(1) == b"a"
+        stream.deadline_s = -math.inf
+        buffer = bytearray(5)
+        assert await stream.receive_into(buffer) == 5
+        assert buffer == b"nswer"
+
+
+@on_both
+async def test_at_its_deadline_a_sender_waits_no_more(pair: tuple[Network, Network]) -> None:
+    server, client = pair
+
+    async def read_nothing(stream: Stream) -> None:
+        await trio.sleep_forever()
+
+    await server.serve("/deaf/1", read_nothing)
+    async with client.open_stream(server.peer_id, "/deaf/1") as stream:
+        stream.deadline_s = trio.current_time() + 0.05
+        for send in (stream.send_all, stream.send_last):
+            with pytest.raises(trio.TooSlowError):
+                await send(bytes(100_000_000))
+        with pytest.raises(trio.TooSlowError):
+            await stream.wait_send_all_might_not_block()
+        await stream.reset()
