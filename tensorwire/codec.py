@@ -89,26 +89,27 @@ def decode_header(data: bytes, limits: Limits) -> Header:
     kind = _KINDS.get(message.kind)
     if kind is None:
         raise _malformed(f"unknown kind {message.kind}")
-    if len(message.request_id) != REQUEST_ID_BYTES:
+    request_id, digest, encoded_parts = message.request_id, message.payload_digest, message.parts
+    if len(request_id) != REQUEST_ID_BYTES:
         raise _malformed(f"a request id has {REQUEST_ID_BYTES} bytes")
-    if len(message.payload_digest) not in (0, DIGEST_BYTES):
+    if len(digest) not in (0, DIGEST_BYTES):
         raise _malformed(f"a digest has {DIGEST_BYTES} bytes")
     # One more than a request's inputs: a BACKWARD carries the gradient too.
-    if len(message.parts) > limits.parts_max + 1:
-        raise _malformed(f"{len(message.parts)} parts")
+    if len(encoded_parts) > limits.parts_max + 1:
+        raise _malformed(f"{len(encoded_parts)} parts")
     header = Header(
         kind=kind,
-        request_id=message.request_id,
+        request_id=request_id,
         remaining_ms=message.remaining_ms,
-        parts=tuple(map(_decode_part, message.parts)),
-        payload_digest=message.payload_digest,
+        parts=tuple(map(_decode_part, encoded_parts)),
+        payload_digest=digest,
         reply_dtype=_decode_reply_dtype(kind, message.reply_dtype),
         receipt_wanted=message.receipt_wanted,
         receipt=_decode_receipt(message.receipt) if message.HasField("receipt") else None,
         failure=_decode_failure(message.failure) if message.HasField("failure") else None,
     )
     check_header(header, limits)
-    for spec, part in zip(header.parts, message.parts, strict=True):
+    for spec, part in zip(header.parts, encoded_parts, strict=True):
         if part.payload_bytes != spec.payload_bytes:
             detail = f"{part.payload_bytes} bytes announced, the shape has {spec.payload_bytes}"
             raise RemoteProtocolError(FailureCode.BAD_SHAPE, detail)

@@ -8,6 +8,7 @@ into the buffer that the tensor then keeps; where a transport can fill a given b
 peer of another protocol is refused after four bytes.
 """
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -125,24 +126,28 @@ class PayloadReader:
         if not self.complete:
             raise InvariantViolation("the payload is not complete")
         return tuple(
-            Part(spec.modality, WireTensor(spec.dtype, spec.shape, view))
-            for spec, view in zip(self._specs, self._views, strict=True)
+            [
+                Part(spec.modality, WireTensor(spec.dtype, spec.shape, view))
+                for spec, view in zip(self._specs, self._views, strict=True)
+            ]
         )
 
 
 def encode_frame(header: bytes, parts: Sequence[Part]) -> Segments:
     """The segments of a frame in order; payloads are views of the tensors' own buffers."""
     prefix = _BEGINNING + len(header).to_bytes(4, "little")
-    return [prefix + header, *(part.tensor.data for part in parts)]
+    return [prefix + header, *[part.tensor.data for part in parts]]
 
 
 def _aligned_views(lengths: Sequence[int]) -> list[memoryview]:
-    offsets, end = [], 0
+    room = ALIGNMENT_BYTES
     for length in lengths:
-        offsets.append(end)
-        end += -(-length // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        room += length + -length % ALIGNMENT_BYTES
     # numpy leaves the memory untouched and asks for huge pages; a bytearray would clear it first.
-    buffer = np.empty(end + ALIGNMENT_BYTES, dtype=np.uint8)
-    first = -buffer.__array_interface__["data"][0] % ALIGNMENT_BYTES
-    view = buffer.data[first:]
-    return [view[at : at + length] for at, length in zip(offsets, lengths, strict=True)]
+    buffer = np.empty(room, dtype=np.uint8)
+    at = -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % ALIGNMENT_BYTES
+    whole, views = buffer.data, []
+    for length in lengths:
+        views.append(whole[at : at + length])
+        at += length + -length % ALIGNMENT_BYTES
+    return views

@@ -78,6 +78,7 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
     DType.BFLOAT16: np.dtype("<u2"),  # its bits: numpy has no such type
     DType.INT64: np.dtype("<i8"),
 }
+_NATURAL = {_NUMPY[dtype]: dtype for dtype in (DType.FLOAT32, DType.FLOAT16, DType.INT64)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,8 +198,7 @@ class WireTensor:
         return np.frombuffer(self.data, dtype="<u2").reshape(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One input or output: a tensor and what it means."""
 
     modality: Modality
@@ -272,7 +272,7 @@ def check_values(
         case DType.FLOAT32:
             is_sound = part.modality is Modality.SPEECH and not is_gradient
             bound = SPEECH_VALUE_MAX if is_sound else VALUE_MAX
-            fits = _are_within(np.frombuffer(tensor.data, dtype="<f4"), bound)
+            fits = _are_within(np.frombuffer(tensor.data, _NUMPY[DType.FLOAT32]), bound)
         case DType.FLOAT16:
             fits = _magnitude_max(tensor) <= _FLOAT16_MAGNITUDE_MAX
         case DType.BFLOAT16:
@@ -306,10 +306,9 @@ def _shape_fault(spec: PartSpec, detail: str) -> RemoteProtocolError:
 
 
 def _natural_dtype(dtype: np.dtype[Any]) -> DType:
-    if dtype == np.float32:
-        return DType.FLOAT32
-    if dtype == np.float16:
-        return DType.FLOAT16
+    natural = _NATURAL.get(dtype)
+    if natural is not None:
+        return natural
     if np.issubdtype(dtype, np.integer):
         return DType.INT64
     if np.issubdtype(dtype, np.floating):
@@ -320,7 +319,7 @@ def _natural_dtype(dtype: np.dtype[Any]) -> DType:
 def _bytes_view(array: NDArray[Any]) -> memoryview:
     if array.size == 0:
         raise LocalProtocolError("an empty tensor has no representation")
-    return array.reshape(-1).data.cast("B").toreadonly()
+    return array.data.cast("B").toreadonly()
 
 
 def _are_within(values: NDArray[np.float32], bound: float) -> bool:
