@@ -336,7 +336,8 @@ class Server:
             self._finish(tickets, self._model_call(tickets)())
 
     def _model_call(self, tickets: Sequence[Ticket[Job]]) -> Callable[[], Ran]:
-        services = [self._service(ticket) for ticket in tickets]
+        now_s = trio.current_time()
+        services = [self._service(ticket, now_s) for ticket in tickets]
         return partial(self._caller.run, [ticket.request for ticket in tickets], services)
 
     def _finish(self, tickets: Sequence[Ticket[Job]], ran: Ran) -> None:
@@ -381,11 +382,11 @@ class Server:
         self._answer_dropped()
         return tickets
 
-    def _service(self, ticket: Ticket[Job]) -> Service:
+    def _service(self, ticket: Ticket[Job], now_s: float) -> Service:
         self._service_number += 1
         job = ticket.request
         job.weight = max(0, self._weight_of(job.peer))  # it may have waited while the ledger moved
-        waited_s = trio.current_time() - job.arrived_s
+        waited_s = now_s - job.arrived_s
         asks_share = job.head.receipt_wanted or job.head.kind is Kind.BACKWARD
         return Service(
             number=self._service_number,

@@ -16,7 +16,7 @@ import trio
 from p2p.connection import Connection, RawStream
 from p2p.errors import NetworkError, ProtocolViolation, StreamError
 from p2p.limits import Limits
-from p2p.multistream import LINE_BYTES_MAX, NegotiatedStream, meet_optimist, respond
+from p2p.multistream import LINE_BYTES_MAX, NegotiatedStream, agreement, meet_optimist, respond
 from p2p.network import Stream, StreamHandler
 
 _log = logging.getLogger(__name__)
@@ -29,6 +29,9 @@ class StreamGuard:
         self._limits = limits
         self._count = count
         self._handlers: dict[str, StreamHandler] = {}
+        self._agreements: dict[
+            bytes, str
+        ] = {}  # the same protocols by what is said to agree on them
         self._streams: Counter[Connection] = Counter()
         self._streams_total = 0
         self._negotiating: Counter[Connection] = Counter()
@@ -50,9 +53,11 @@ class StreamGuard:
         if len(protocol.encode()) > self._limits.protocol_id_bytes_max:
             raise ValueError(f"a protocol id of {len(protocol)} characters")
         self._handlers[protocol] = handler
+        self._agreements[agreement(protocol)] = protocol
 
     def unserve(self, protocol: str) -> bool:
         """Serve it no more; whether it was."""
+        self._agreements.pop(agreement(protocol), None)
         return self._handlers.pop(protocol, None) is not None
 
     async def serve_stream(self, connection: Connection, stream: RawStream) -> None:
@@ -66,9 +71,7 @@ class StreamGuard:
         self._streams_total += 1
         try:
             received = stream.receive_nowait(LINE_BYTES_MAX)
-            negotiated = meet_optimist(
-                stream, connection.peer_id, self._handlers.__contains__, received
-            )
+            negotiated = meet_optimist(stream, connection.peer_id, self._agreements, received)
             if negotiated is None:
                 negotiated = await self._negotiate(connection, stream, received)
             await self._serve(negotiated)
@@ -97,8 +100,8 @@ class StreamGuard:
     def _is_full(self, connection: Connection) -> bool:
         limits = self._limits
         return (
-            self._streams[connection] >= limits.streams_per_connection_max
-            or self._negotiating[connection] >= limits.negotiations_per_connection_max
+            self._streams.get(connection, 0) >= limits.streams_per_connection_max
+            or self._negotiating.get(connection, 0) >= limits.negotiations_per_connection_max
             or self._streams_total >= limits.streams_total_max
         )
 

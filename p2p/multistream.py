@@ -13,7 +13,7 @@ not wait for the answer, that leaves with the responder's first payload, or befo
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 import trio
@@ -108,27 +108,25 @@ async def propose(raw: RawStream, peer_id: PeerId, protocols: tuple[str, ...]) -
 
 def propose_optimistically(raw: RawStream, peer_id: PeerId, protocol: str) -> NegotiatedStream:
     """A stream that speaks `protocol` at once; nothing is sent before its first use."""
-    proposal = _agreement(protocol)
+    proposal = agreement(protocol)
     return NegotiatedStream(raw, peer_id, protocol, unsent=proposal, unanswered=proposal)
 
 
 def meet_optimist(
-    raw: RawStream, peer_id: PeerId, is_served: Callable[[str], bool], received: bytes
+    raw: RawStream, peer_id: PeerId, served: Mapping[bytes, str], received: bytes
 ) -> NegotiatedStream | None:
     """The stream of an initiator whose proposal and first payload have come in one flight.
 
-    None where `received` is anything else than that: then `respond` to it.
+    `served` has the protocols by their `agreement`. None where `received` is anything else than one
+    of those, and more: then `respond` to it.
     """
-    header = encode_line(HEADER)
-    if not received.startswith(header):
+    line_at = len(encode_line(HEADER))
+    end = line_at + 1 + int.from_bytes(received[line_at : line_at + 1])
+    said = received[:end]
+    protocol = served.get(said)
+    if protocol is None or len(received) == end:
         return None
-    reader = LineReader()
-    reader.feed(received[len(header) :])
-    protocol = reader.next_line()
-    surplus = reader.take_surplus()
-    if protocol is None or not surplus or not is_served(protocol):
-        return None
-    return NegotiatedStream(raw, peer_id, protocol, surplus=surplus, unsent=_agreement(protocol))
+    return NegotiatedStream(raw, peer_id, protocol, surplus=received[end:], unsent=said)
 
 
 async def respond(
@@ -159,7 +157,7 @@ async def respond(
                 answers_header = False
             protocol = await _read_line(raw, reader)
         if is_served(protocol):
-            answer = _agreement(protocol) if answers_header else encode_line(protocol)
+            answer = agreement(protocol) if answers_header else encode_line(protocol)
             surplus = reader.take_surplus()
             if not surplus:
                 await raw.send_all(answer)
@@ -203,7 +201,7 @@ class NegotiatedStream(Stream):
         return self._protocol
 
     @property
-    def deadline_s(self) -> float:  # type: ignore[override]
+    def deadline_s(self) -> float:
         return self._raw.deadline_s
 
     @deadline_s.setter
@@ -312,7 +310,7 @@ class NegotiatedStream(Stream):
 
     async def _fail(self, data: bytes) -> NoReturn:
         """Say why an answer is not the echo of our proposal, from `data` on."""
-        proposal, reader = _agreement(self._protocol), LineReader()
+        proposal, reader = agreement(self._protocol), LineReader()
         reader.feed(proposal[: len(proposal) - len(self._unanswered)] + data)
         await _expect(self._raw, reader, HEADER)
         answer = await _read_line(self._raw, reader)
@@ -323,7 +321,7 @@ class NegotiatedStream(Stream):
 
 
 @functools.lru_cache(maxsize=AGREEMENTS_MAX)
-def _agreement(protocol: str) -> bytes:
+def agreement(protocol: str) -> bytes:
     """What both sides say in order to agree on a protocol that is spoken here."""
     return encode_line(HEADER) + encode_line(protocol)
 
@@ -348,6 +346,7 @@ __all__ = [
     "HEADER",
     "LineReader",
     "NegotiatedStream",
+    "agreement",
     "encode_line",
     "meet_optimist",
     "propose",

@@ -145,8 +145,8 @@ def _aligned_views(lengths: Sequence[int]) -> list[memoryview]:
         room += length + -length % ALIGNMENT_BYTES
     # numpy leaves the memory untouched and asks for huge pages; a bytearray would clear it first.
     buffer = np.empty(room, dtype=np.uint8)
-    at = -ctypes.addressof(ctypes.c_char.from_buffer(buffer)) % ALIGNMENT_BYTES
     whole, views = buffer.data, []
+    at = -ctypes.addressof(ctypes.c_char.from_buffer(whole)) % ALIGNMENT_BYTES
     for length in lengths:
         views.append(whole[at : at + length])
         at += length + -length % ALIGNMENT_BYTES

@@ -242,6 +242,8 @@ class SecureConnection(Connection):
             plaintext = b"".join((head, *segments))
         if len(plaintext) <= SMALL_BYTES:
             self.wire.send(plaintext)
+        elif len(plaintext) <= self._message_bytes_max:
+            self.wire.send_parts((plaintext,))
         else:
             self.wire.send_parts(messages([memoryview(plaintext)], self._message_bytes_max))
 
