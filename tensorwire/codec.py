@@ -3,9 +3,14 @@
 Rule: decoding is the only way from a peer's bytes to a `Header`, and everything that can be known
 without the payload has been checked when it returns, in the order of the specification: known
 enums, rank, dimensions, byte length, total. Nothing is allocated for the payload here.
+
+What differs from one header to the next is its front: kind, id and remaining time. The body behind
+it, the parts and what is wanted of them, repeats as long as somebody asks for the same shapes. So
+bodies are remembered: encoded ones by their values, decoded and checked ones by their bytes.
 """
 
-from typing import NamedTuple, assert_never
+from functools import lru_cache
+from typing import Any, NamedTuple, assert_never
 
 from google.protobuf.message import DecodeError
 
@@ -31,6 +36,17 @@ _KINDS: dict[int, Kind] = {int(member): member for member in Kind}
 _CODES: dict[int, FailureCode] = {int(member): member for member in FailureCode}
 _REPLY_DTYPES = {Kind.FORWARD: FLOATS, Kind.BACKWARD: GRADIENT_DTYPES}
 
+REMEMBERED_BODIES_MAX = 512  # of each direction: shapes in use at a time, of all peers
+REMEMBERED_BYTES_MAX = 160  # of a body: eight parts, and no receipt, which is never the same again
+
+_FRONT_FIELDS = 3  # kind, id and remaining time
+_KIND_TAG = 1 << 3
+_ID_TAG, _ID_AT = bytes([2 << 3 | 2, REQUEST_ID_BYTES]), 4
+_REMAINING_TAG = 3 << 3
+_REMAINING_BYTES_MAX = 4  # of a time below 2^28 ms, 74 hours
+_FRONT_BYTES_MAX = _ID_AT + REQUEST_ID_BYTES + 1 + _REMAINING_BYTES_MAX
+_BODY_FIELDS = {"parts", "reply_dtype", "receipt_wanted"}
+
 
 class Header(NamedTuple):  # made four times an exchange, at a third of a frozen dataclass's cost
     """A frame's header; `parts` says how the payload behind it is divided."""
@@ -52,35 +68,101 @@ class Header(NamedTuple):  # made four times an exchange, at a third of a frozen
 
 
 def encode_header(header: Header) -> bytes:
-    """The protobuf bytes of a header."""
-    message = wire_pb2.Header(
+    """The protobuf bytes of a header, in the order of their field numbers."""
+    front = wire_pb2.Header(
         kind=int(header.kind),  # type: ignore[arg-type]
         request_id=header.request_id,
         remaining_ms=header.remaining_ms,
-        payload_digest=header.payload_digest,
-        receipt_wanted=header.receipt_wanted,
     )
-    for spec in header.parts:
+    reply_dtype = header.reply_dtype if header.kind in _REPLY_DTYPES else None
+    body = _encode_body(header.parts, header.payload_digest, reply_dtype, header.receipt_wanted)
+    encoded = front.SerializeToString() + body
+    if header.receipt is not None or header.failure is not None:
+        encoded += _encode_outcome(header.receipt, header.failure)
+    return encoded
+
+
+@lru_cache(maxsize=REMEMBERED_BODIES_MAX)
+def _encode_body(
+    parts: tuple[PartSpec, ...], digest: bytes, reply_dtype: DType | None, receipt_wanted: bool
+) -> bytes:
+    message = wire_pb2.Header(payload_digest=digest, receipt_wanted=receipt_wanted)
+    for spec in parts:
         message.parts.add(
             modality=int(spec.modality),
             dtype=int(spec.dtype),
             shape=spec.shape,
             payload_bytes=spec.payload_bytes,
         )
-    if header.kind in _REPLY_DTYPES:
-        message.reply_dtype = int(header.reply_dtype)  # type: ignore[assignment]
-    if header.receipt is not None:
-        _encode_receipt(header.receipt, message.receipt)
-    if header.failure is not None:
-        message.failure.code = int(header.failure.code)  # type: ignore[assignment]
-        message.failure.detail = header.failure.detail
-        message.failure.retry_after_ms = header.failure.retry_after_ms
-        message.failure.position = header.failure.position
+    if reply_dtype is not None:
+        message.reply_dtype = int(reply_dtype)  # type: ignore[assignment]
+    return message.SerializeToString()
+
+
+def _encode_outcome(receipt: Receipt | None, failure: Failure | None) -> bytes:
+    message = wire_pb2.Header()
+    if receipt is not None:
+        _encode_receipt(receipt, message.receipt)
+    if failure is not None:
+        message.failure.code = int(failure.code)  # type: ignore[assignment]
+        message.failure.detail = failure.detail
+        message.failure.retry_after_ms = failure.retry_after_ms
+        message.failure.position = failure.position
     return message.SerializeToString()
 
 
 def decode_header(data: bytes, limits: Limits) -> Header:
     """A checked header; raises `RemoteProtocolError` with the code a FAILURE frame would carry."""
+    front = _decode_front(data)
+    if front is not None:
+        kind, request_id, remaining_ms, body_at = front
+        if len(data) - body_at <= REMEMBERED_BYTES_MAX:
+            known = _decode_body(kind, data[body_at:], limits)
+            if known is not None:
+                return Header(kind, request_id, remaining_ms, *known)
+    return _decode(data, limits)
+
+
+@lru_cache(maxsize=REMEMBERED_BODIES_MAX)
+def _decode_body(kind: Kind, body: bytes, limits: Limits) -> tuple[Any, ...] | None:
+    """What `decode_header` makes of `body` behind any front of `kind`: the fields of the header.
+
+    None where that is not sure: it could say again what a front has said, or hold what is unique.
+    """
+    try:
+        message = wire_pb2.Header.FromString(body)
+    except DecodeError:
+        return None
+    # As we would write it: each field once, in order, none that says nothing.
+    is_plain = message.SerializeToString() == body and all(
+        field.name in _BODY_FIELDS for field, _ in message.ListFields()
+    )
+    if not is_plain:
+        return None
+    front = wire_pb2.Header(kind=int(kind), request_id=bytes(REQUEST_ID_BYTES))  # type: ignore[arg-type]
+    return _decode(front.SerializeToString() + body, limits)[_FRONT_FIELDS:]
+
+
+def _decode_front(data: bytes) -> tuple[Kind, bytes, int, int] | None:
+    """(kind, id, remaining time, where the body begins), if they come first and in this order."""
+    if len(data) < _FRONT_BYTES_MAX or data[0] != _KIND_TAG or data[2:_ID_AT] != _ID_TAG:
+        return None
+    kind = _KINDS.get(data[1])
+    if kind is None:
+        return None
+    at, remaining_ms = _ID_AT + REQUEST_ID_BYTES, 0
+    request_id = data[_ID_AT:at]
+    if data[at] != _REMAINING_TAG:
+        return kind, request_id, 0, at
+    for shift in range(0, 7 * _REMAINING_BYTES_MAX, 7):
+        at += 1
+        remaining_ms |= (data[at] & 0x7F) << shift
+        if data[at] < 0x80:
+            return kind, request_id, remaining_ms, at + 1
+    return None
+
+
+def _decode(data: bytes, limits: Limits) -> Header:
     message = wire_pb2.Header()
     try:
         message.ParseFromString(data)
