@@ -323,16 +323,18 @@ def _bytes_view(array: NDArray[Any]) -> memoryview:
 
 
 def _are_within(values: NDArray[np.float32], bound: float) -> bool:
-    # A sum of squares below bound² is proof in one pass at a third of the cost; it is not where it
-    # is infinite, NaN or near the bound. min and max propagate NaN, which fails both comparisons.
+    # Squares that add up to less than bound² are proof in one pass at a third of the cost; not so
+    # where they are infinite, NaN or near it (of which `dot` would warn, and `vdot` does not). min
+    # and max propagate NaN, which fails both tests.
     safe = SQUARES_SAFE * bound * bound
-    whole = values.size - values.size % SQUARES_ELEMENTS
-    if values.size > SQUARES_ELEMENTS:
+    first, rest = values[:SQUARES_ELEMENTS], values[SQUARES_ELEMENTS:]
+    if rest.size > SQUARES_ELEMENTS:
+        whole = values.size - values.size % SQUARES_ELEMENTS
         rows, rest = values[:whole].reshape(-1, SQUARES_ELEMENTS), values[whole:]
-        rows_fit = np.maximum.reduce(np.vecdot(rows, rows)) <= safe
+        fits = np.maximum.reduce(np.vecdot(rows, rows)) <= safe
     else:
-        rows_fit, rest = True, values
-    if rows_fit and (not rest.size or np.vdot(rest, rest) <= safe):
+        fits = np.vdot(first, first) <= safe
+    if fits and np.vdot(rest, rest) <= safe:
         return True
     return bool(values.min() >= -bound and values.max() <= bound)
 
