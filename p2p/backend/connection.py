@@ -236,8 +236,8 @@ class SecureConnection(Connection):
         """
         head = self._take_control() + self.session.data_header(state, total_bytes)
         if is_last:
-            self.session.finish(state)
-            plaintext = b"".join((head, *segments, self._take_control()))
+            end = self.session.data_header(state, 0, is_last=True)
+            plaintext = b"".join((head, *segments, end))
         else:
             plaintext = b"".join((head, *segments))
         if len(plaintext) <= SMALL_BYTES:
@@ -259,8 +259,7 @@ class SecureConnection(Connection):
         head = self._take_control() + self.session.data_header(state, count)
         pieces = [memoryview(head), *taken(unsent, count)]
         if is_last and count == total_bytes:
-            self.session.finish(state)
-            pieces.append(memoryview(self._take_control()))
+            pieces.append(memoryview(self.session.data_header(state, 0, is_last=True)))
         self.wire.send_parts(messages(pieces, self._message_bytes_max))
         return count
 

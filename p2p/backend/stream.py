@@ -24,6 +24,8 @@ from p2p.yamux import Side, StreamState
 if TYPE_CHECKING:
     from p2p.backend.connection import SecureConnection
 
+_OPEN, _FINISHED, _RESET = Side
+
 TURN_BYTES = 1024 * 1024
 """Bytes moved without waiting before other tasks run: about a millisecond."""
 
@@ -52,7 +54,7 @@ class SecureStream(RawStream):
     @property
     def is_closed(self) -> bool:
         """Whether this side has closed or reset it, or its connection is gone."""
-        return self._is_closed or self.state.send_side is Side.RESET
+        return self._is_closed or self.state.send_side is _RESET
 
     @property
     def readable_bytes(self) -> int:
@@ -170,7 +172,7 @@ class SecureStream(RawStream):
 
     def close_now(self) -> bool:
         """As `aclose`, without a checkpoint, if both directions have ended in order; whether so."""
-        has_ended = self.state.send_side is self.state.receive_side is Side.FINISHED
+        has_ended = self.state.send_side is self.state.receive_side is _FINISHED
         if has_ended:
             self._close()
         return has_ended
@@ -180,7 +182,7 @@ class SecureStream(RawStream):
             self._is_closed = True
             self.connection.session.leave(self.state)
             self.wake()
-            if self.state.receive_side is Side.OPEN:
+            if self.state.receive_side is _OPEN:
                 self.connection.linger(self.state)
             self.connection.flush()
 
@@ -241,7 +243,7 @@ class SecureStream(RawStream):
 
     def _end_sending(self) -> None:
         """End our direction, if no frame of its last bytes has."""
-        if self.state.send_side is Side.OPEN:
+        if self.state.send_side is _OPEN:
             self.connection.session.finish(self.state)
             self.connection.flush()
         if not self.state.is_alive:
@@ -277,13 +279,10 @@ class SecureStream(RawStream):
     def _check_sendable(self) -> None:
         if self._is_closed:
             raise StreamClosed("this stream is closed")
-        match self.state.send_side:
-            case Side.RESET:
-                raise StreamReset(self.connection.close_reason or "the stream was reset")
-            case Side.FINISHED:
-                raise StreamClosed("the end of this stream has been sent")
-            case Side.OPEN:
-                return
+        if self.state.send_side is _RESET:
+            raise StreamReset(self.connection.close_reason or "the stream was reset")
+        if self.state.send_side is _FINISHED:
+            raise StreamClosed("the end of this stream has been sent")
 
     async def _receive(self, max_bytes: int | None) -> bytes:
         state = self.state
@@ -302,7 +301,7 @@ class SecureStream(RawStream):
 
     def _read_at(self) -> float:
         """The time, for the window: asking the clock costs, where nothing more can come."""
-        if self.state.receive_side is Side.OPEN:
+        if self.state.receive_side is _OPEN:
             return trio.current_time()
         return self.connection.heard_at
 
@@ -330,9 +329,9 @@ class SecureStream(RawStream):
         """Wait for a change; False once the peer's direction has ended, raises if out of order."""
         if self._is_closed:
             raise StreamClosed("this stream is closed")
-        if self.state.receive_side is Side.FINISHED:
+        if self.state.receive_side is _FINISHED:
             return False
-        if self.state.receive_side is Side.RESET:
+        if self.state.receive_side is _RESET:
             raise StreamReset(self.connection.close_reason or "the stream was reset")
         if self.state.flags_due:
             self.connection.session.announce(self.state)

@@ -53,6 +53,7 @@ ROUND_TRIP_S_ASSUMED = 0.1
 
 _SYN, _ACK, _FIN, _RST = (int(flag) for flag in Flag)
 _DATA, _UPDATE, _PING, _GO_AWAY = (int(kind) for kind in Type)
+_OPEN, _FINISHED, _RESET = Side
 
 
 class Session:
@@ -172,7 +173,7 @@ class Session:
     def _announce_data(
         self, stream: StreamState | None, flags: int, length: int, events: list[Event]
     ) -> None:
-        if stream is None or stream.receive_side is not Side.OPEN:
+        if stream is None or stream.receive_side is not _OPEN:
             # Late data of a stream that is reset or forgotten here: bounded by any window.
             if length > self.bounds.window_bytes_max:
                 raise ProtocolViolation(f"a frame of {length} bytes")
@@ -191,7 +192,7 @@ class Session:
         count = len(piece)
         self.body_bytes -= count
         stream = self._body_stream
-        if stream is not None and stream.receive_side is Side.OPEN:
+        if stream is not None and stream.receive_side is _OPEN:
             if stream.is_discarding:
                 if 2 * stream.receive_window < stream.window_bytes:
                     self._abandon(stream, events)  # it goes on sending: tell it that nobody reads
@@ -214,7 +215,7 @@ class Session:
         stream = self._body_stream
         if stream is None or stream.target is None or len(stream.target) < count:
             return None
-        if count > self.body_bytes or stream.receive_side is not Side.OPEN:
+        if count > self.body_bytes or stream.receive_side is not _OPEN:
             return None
         return stream.target[:count]
 
@@ -256,9 +257,9 @@ class Session:
 
     def _receive_ends(self, stream: StreamState, flags: int, events: list[Event]) -> None:
         if flags & _RST:
-            stream.receive_side = stream.send_side = Side.RESET
-        elif flags & _FIN and stream.receive_side is Side.OPEN:
-            stream.receive_side = Side.FINISHED
+            stream.receive_side = stream.send_side = _RESET
+        elif flags & _FIN and stream.receive_side is _OPEN:
+            stream.receive_side = _FINISHED
         else:
             return
         events.append(Readable(stream))
@@ -300,7 +301,7 @@ class Session:
 
     def data_header(self, stream: StreamState, length: int, *, is_last: bool = False) -> bytes:
         """The header of `length` payload bytes, within the send window; the payload must follow."""
-        if length > stream.send_window or stream.send_side is not Side.OPEN:
+        if length > stream.send_window or stream.send_side is not _OPEN:
             raise InvariantViolation("data beyond the send window, or after the end")
         stream.send_window -= length
         flags = stream.flags_due
@@ -309,26 +310,26 @@ class Session:
             opening = self._opening_update(stream)
         if not is_last:
             return opening + encode_header(_DATA, 0, stream.stream_id, length)
-        stream.send_side = Side.FINISHED
+        stream.send_side = _FINISHED
         header = opening + encode_header(_DATA, _FIN, stream.stream_id, length)
         self._forget_if_over(stream)
         return header
 
     def announce(self, stream: StreamState) -> None:
         """Queue the SYN or ACK of a stream that has had no reason to send it yet."""
-        if stream.flags_due and stream.send_side is not Side.RESET:
+        if stream.flags_due and stream.send_side is not _RESET:
             self.control += self._opening_update(stream)
 
     def finish(self, stream: StreamState) -> None:
         """Queue the end of our direction; no-op when it has ended."""
-        if stream.send_side is Side.OPEN:
+        if stream.send_side is _OPEN:
             self.control += self.data_header(stream, 0, is_last=True)
 
     def reset(self, stream: StreamState) -> None:
         """End both directions at once and drop what is unread; no-op when it is over."""
-        if stream.is_alive and not stream.flags_due & Flag.SYN:
+        if stream.is_alive and not stream.flags_due & _SYN:
             self.control += encode_header(_UPDATE, _RST, stream.stream_id, 0)
-        stream.receive_side = stream.send_side = Side.RESET
+        stream.receive_side = stream.send_side = _RESET
         self.discard(stream)
         self._forget_if_over(stream)
 
@@ -340,7 +341,7 @@ class Session:
         """
         self.finish(stream)
         self.discard(stream)
-        if stream.receive_side is Side.OPEN and 2 * stream.receive_window < stream.window_bytes:
+        if stream.receive_side is _OPEN and 2 * stream.receive_window < stream.window_bytes:
             self.reset(stream)
 
     def discard(self, stream: StreamState) -> None:
@@ -357,7 +358,7 @@ class Session:
         self._widen(stream, now)
 
     def _widen(self, stream: StreamState, now: float) -> None:
-        if stream.receive_side is not Side.OPEN:
+        if stream.receive_side is not _OPEN:
             return
         arriving = self.body_bytes if stream is self._body_stream else 0
         due = stream.window_bytes - stream.receive_window - stream.unread_bytes - arriving
@@ -368,7 +369,7 @@ class Session:
             due += grown
         stream.updated_at = now
         stream.receive_window += due
-        flags, stream.flags_due = stream.flags_due, Flag(0)
+        flags, stream.flags_due = stream.flags_due, 0
         self.control += encode_header(_UPDATE, flags, stream.stream_id, due)
 
     def ping(self, now: float) -> None:
@@ -386,7 +387,7 @@ class Session:
         """The connection is gone: every living stream is reset; returns them."""
         streams = list(self.streams.values())
         for stream in streams:
-            stream.receive_side = stream.send_side = Side.RESET
+            stream.receive_side = stream.send_side = _RESET
             self._forget_if_over(stream)
         self._budget.unread_bytes -= self.unread_bytes
         self.unread_bytes = 0
@@ -395,9 +396,9 @@ class Session:
 
     def _opening_update(self, stream: StreamState) -> bytes:
         """SYN or ACK, with what the window exceeds the initial one by from the start."""
-        flags, stream.flags_due = stream.flags_due, Flag(0)
+        flags, stream.flags_due = stream.flags_due, 0
         grown = 0
-        if stream.window_bytes < self._learned_window and stream.receive_side is Side.OPEN:
+        if stream.window_bytes < self._learned_window and stream.receive_side is _OPEN:
             grown = self._grow(stream, self._learned_window)
             stream.receive_window += grown
         return encode_header(_UPDATE, flags, stream.stream_id, grown)
