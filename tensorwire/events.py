@@ -20,6 +20,8 @@ from tensorwire.errors import (
 from tensorwire.receipt import Receipt
 from tensorwire.tensor import DType, Modality, Part, PartSpec, WireTensor
 
+_TENSOR = Modality.TENSOR
+
 REMAINING_MS = 10_000  # of a request whose caller names no deadline
 
 
@@ -121,7 +123,7 @@ ServerEvent = RequestHead | Forward | Backward
 def request_parts(request: Request) -> tuple[Part, ...]:
     """Every part that crosses the wire, in order: the inputs, then a BACKWARD's gradient."""
     if isinstance(request, Backward):
-        return (*request.parts, Part(Modality.TENSOR, request.gradient))
+        return (*request.parts, Part(_TENSOR, request.gradient))
     return tuple(request.parts)
 
 
@@ -129,7 +131,7 @@ def answer_parts(answer: Answer) -> tuple[Part, ...]:
     """Every part of an answer that crosses the wire, in order."""
     match answer:
         case Result():
-            return (Part(Modality.TENSOR, answer.output),)
+            return (Part(_TENSOR, answer.output),)
         case Gradient():
             return tuple(answer.gradients)
         case Failure():
@@ -140,19 +142,7 @@ def answer_parts(answer: Answer) -> tuple[Part, ...]:
 
 def kind_of(message: Request | Answer) -> Kind:
     """The frame kind of a message."""
-    match message:
-        case Forward():
-            return Kind.FORWARD
-        case Backward():
-            return Kind.BACKWARD
-        case Result():
-            return Kind.RESULT
-        case Gradient():
-            return Kind.GRADIENT
-        case Failure():
-            return Kind.FAILURE
-        case _:  # pragma: no cover
-            assert_never(message)
+    return _KINDS[type(message)]
 
 
 def require_request_id(request_id: bytes) -> bytes:
@@ -161,5 +151,13 @@ def require_request_id(request_id: bytes) -> bytes:
         raise LocalProtocolError(f"a request id has {REQUEST_ID_BYTES} bytes")
     return request_id
 
+
+_KINDS: dict[type[Request | Answer], Kind] = {
+    Forward: Kind.FORWARD,
+    Backward: Kind.BACKWARD,
+    Result: Kind.RESULT,
+    Gradient: Kind.GRADIENT,
+    Failure: Kind.FAILURE,
+}
 
 REQUEST_ID_BYTES = 16  # random: two requests of one caller never share a receipt

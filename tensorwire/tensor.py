@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum, unique
 from types import MappingProxyType
-from typing import Any, NamedTuple, Self, assert_never
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +32,6 @@ VOCABULARY_MAX = 1 << 31  # token ids below this, where no vocabulary is known
 SQUARES_ELEMENTS = 8_192  # of one dot product: from 10,000 on OpenBLAS wakes its threads for it
 SQUARES_SAFE = 0.9  # of bound²: float32 sums of squares are within 1e-3 of exact
 ALIGNMENT_BYTES = 64  # of every received part, so that torch may read it in place
-
-_BFLOAT16_MAGNITUDE_MAX = 0x461C  # 9,984: the greatest bfloat16 that is <= VALUE_MAX
-_FLOAT16_MAGNITUDE_MAX = 0x70E2  # 10,000 exactly
 
 if sys.byteorder != "little":  # pragma: no cover - no such machine runs torch today
     raise ImportError("tensorwire reads and writes buffers in place: little-endian only")
@@ -61,6 +58,10 @@ class Modality(IntEnum):
     TENSOR = 4  # [bs, seq, dim] float; every output is one
 
 
+# Python 3.11 looks up a member of an enumeration at ten times the cost of a name.
+_FLOAT32, _BFLOAT16, _INT8_BLOCK = DType.FLOAT32, DType.BFLOAT16, DType.INT8_BLOCK
+_SPEECH = Modality.SPEECH
+
 ITEM_BYTES = {DType.FLOAT32: 4, DType.FLOAT16: 2, DType.BFLOAT16: 2, DType.INT64: 8}
 RANKS = {Modality.TEXT: 2, Modality.IMAGE: 5, Modality.SPEECH: 3, Modality.TENSOR: 3}
 FLOATS = frozenset({DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16, DType.INT8_BLOCK})
@@ -77,6 +78,10 @@ _NUMPY: dict[DType, np.dtype[Any]] = {
     DType.FLOAT16: np.dtype("<f2"),
     DType.BFLOAT16: np.dtype("<u2"),  # its bits: numpy has no such type
     DType.INT64: np.dtype("<i8"),
+}
+_MAGNITUDES_MAX = {
+    DType.FLOAT16: 0x70E2,  # 10,000 exactly
+    DType.BFLOAT16: 0x461C,  # 9,984: the greatest that is <= VALUE_MAX
 }
 _NATURAL = {_NUMPY[dtype]: dtype for dtype in (DType.FLOAT32, DType.FLOAT16, DType.INT64)}
 
@@ -159,15 +164,12 @@ class WireTensor:
         floats into FLOAT32. BFLOAT16 rounds to nearest even; INT8_BLOCK quantises.
         """
         chosen = dtype if dtype is not None else _natural_dtype(array.dtype)
-        match chosen:
-            case DType.BFLOAT16:
-                flat: NDArray[Any] = _bfloat16_bits(np.ascontiguousarray(array, dtype="<f4"))
-            case DType.INT8_BLOCK:
-                flat = _quantised(np.ascontiguousarray(array, dtype="<f4").reshape(-1))
-            case DType.FLOAT32 | DType.FLOAT16 | DType.INT64:
-                flat = np.ascontiguousarray(array, dtype=_NUMPY[chosen])
-            case _:  # pragma: no cover
-                assert_never(chosen)
+        if chosen is _BFLOAT16:
+            flat: NDArray[Any] = _bfloat16_bits(np.ascontiguousarray(array, _NUMPY[_FLOAT32]))
+        elif chosen is _INT8_BLOCK:
+            flat = _quantised(np.ascontiguousarray(array, _NUMPY[_FLOAT32]).reshape(-1))
+        else:
+            flat = np.ascontiguousarray(array, _NUMPY[chosen])
         return cls(chosen, array.shape, _bytes_view(flat))
 
     @property
@@ -180,16 +182,12 @@ class WireTensor:
 
         A read-only view where the dtype is one of numpy's, else a new array.
         """
-        match self.dtype:
-            case DType.BFLOAT16:
-                bits = self.bits().astype("<u4")
-                return (bits << np.uint32(16)).view("<f4").reshape(self.shape)
-            case DType.INT8_BLOCK:
-                return _dequantised(self.data, math.prod(self.shape)).reshape(self.shape)
-            case DType.FLOAT32 | DType.FLOAT16 | DType.INT64:
-                return np.frombuffer(self.data, dtype=_NUMPY[self.dtype]).reshape(self.shape)
-            case _:  # pragma: no cover
-                assert_never(self.dtype)
+        if self.dtype is _BFLOAT16:
+            bits = self.bits().astype("<u4")
+            return (bits << np.uint32(16)).view("<f4").reshape(self.shape)
+        if self.dtype is _INT8_BLOCK:
+            return _dequantised(self.data, math.prod(self.shape)).reshape(self.shape)
+        return np.frombuffer(self.data, _NUMPY[self.dtype]).reshape(self.shape)
 
     def bits(self) -> NDArray[np.uint16]:
         """A view of the 16-bit patterns of a BFLOAT16 or FLOAT16 tensor, in its shape."""
@@ -212,9 +210,10 @@ class Part(NamedTuple):
 
 def payload_bytes(dtype: DType, elements: int) -> int:
     """Length in bytes of `elements` of `dtype`."""
-    if dtype is DType.INT8_BLOCK:
+    item_bytes = ITEM_BYTES.get(dtype)
+    if item_bytes is None:  # INT8_BLOCK
         return elements + SCALE_BYTES * -(-elements // BLOCK_ELEMENTS)
-    return elements * ITEM_BYTES[dtype]
+    return elements * item_bytes
 
 
 def check_spec(spec: PartSpec, limits: Limits, *, is_gradient: bool = False) -> None:
@@ -228,7 +227,7 @@ def check_spec(spec: PartSpec, limits: Limits, *, is_gradient: bool = False) -> 
     for size, bound in zip(spec.shape, limits.bounds[spec.modality], strict=True):
         if not 1 <= size <= bound:
             raise _shape_fault(spec, f"a dimension is not within 1..{bound}")
-    if spec.modality is Modality.SPEECH and spec.shape[2] != SPEECH_SAMPLES:
+    if spec.modality is _SPEECH and spec.shape[2] != SPEECH_SAMPLES:
         raise _shape_fault(spec, f"{SPEECH_SAMPLES} samples per step expected")
     if spec.dtype not in (GRADIENT_DTYPES if is_gradient else DTYPES[spec.modality]):
         kind = "a gradient" if is_gradient else spec.modality.name
@@ -264,25 +263,19 @@ def check_values(
 ) -> None:
     """Token ids in range, floats finite and bounded; raises `RemoteProtocolError` (BAD_VALUE)."""
     tensor = part.tensor
-    fits: bool
-    match tensor.dtype:
-        case DType.INT64:
-            tokens = tensor.to_numpy()
-            fits = bool(tokens.min() >= 0 and tokens.max() < vocabulary)
-        case DType.FLOAT32:
-            is_sound = part.modality is Modality.SPEECH and not is_gradient
-            bound = SPEECH_VALUE_MAX if is_sound else VALUE_MAX
-            fits = _are_within(np.frombuffer(tensor.data, _NUMPY[DType.FLOAT32]), bound)
-        case DType.FLOAT16:
-            fits = _magnitude_max(tensor) <= _FLOAT16_MAGNITUDE_MAX
-        case DType.BFLOAT16:
-            fits = _magnitude_max(tensor) <= _BFLOAT16_MAGNITUDE_MAX
-        case DType.INT8_BLOCK:
-            blocks = -(-math.prod(tensor.shape) // BLOCK_ELEMENTS)
-            scales = np.frombuffer(tensor.data, dtype="<f4", count=blocks)
-            fits = bool(scales.min() >= 0 and scales.max() <= VALUE_MAX / 128)
-        case _:  # pragma: no cover
-            assert_never(tensor.dtype)
+    if tensor.dtype is _FLOAT32:
+        is_sound = part.modality is _SPEECH and not is_gradient
+        bound = SPEECH_VALUE_MAX if is_sound else VALUE_MAX
+        fits = _are_within(np.frombuffer(tensor.data, _NUMPY[_FLOAT32]), bound)
+    elif tensor.dtype is DType.INT64:
+        tokens = tensor.to_numpy()
+        fits = bool(tokens.min() >= 0 and tokens.max() < vocabulary)
+    elif tensor.dtype is _INT8_BLOCK:
+        blocks = -(-math.prod(tensor.shape) // BLOCK_ELEMENTS)
+        scales = np.frombuffer(tensor.data, dtype="<f4", count=blocks)
+        fits = bool(scales.min() >= 0 and scales.max() <= VALUE_MAX / 128)
+    else:
+        fits = _magnitude_max(tensor) <= _MAGNITUDES_MAX[tensor.dtype]
     if not fits:
         detail = f"a value of {part.modality.name} {tensor.dtype.name} is out of range"
         raise RemoteProtocolError(FailureCode.BAD_VALUE, detail)
