@@ -71,6 +71,16 @@ _SENDS = {
 }
 
 
+# Python 3.11 looks up a member of an enumeration at ten times the cost of a name.
+_FORWARD, _BACKWARD, _RESULT, _GRADIENT, _FAILURE = Kind
+_ADMIT, _PAYLOAD = Input.ADMIT, Input.PAYLOAD
+_IDLE, _RECEIVING_ANSWER, _FAULTED = State.IDLE, State.RECEIVING_ANSWER, State.FAULTED
+_AWAITING = (State.AWAITING_RESULT, State.AWAITING_GRADIENT)
+_ADMITTING = (State.ADMITTING_FORWARD, State.ADMITTING_BACKWARD)
+_RECEIVING = (State.RECEIVING_FORWARD, State.RECEIVING_BACKWARD)
+_SERVING = (State.SERVING_FORWARD, State.SERVING_BACKWARD)
+
+
 class _Exchange:
     """What both ends share: the state, the readers, and the order of faults."""
 
@@ -78,7 +88,7 @@ class _Exchange:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._state = State.IDLE
+        self._state = _IDLE
         self._head = HeadReader(limits.header_bytes_max)
         self._header: Header | None = None
         self._payload: PayloadReader | None = None
@@ -102,7 +112,7 @@ class _Exchange:
 
         None unless a payload is being received; after writing n bytes call `payload_received(n)`.
         """
-        if self._payload is None or self._payload.complete or self._state is State.FAULTED:
+        if self._payload is None or self._payload.complete or self._state is _FAULTED:
             return None
         return self._payload.target()
 
@@ -114,7 +124,7 @@ class _Exchange:
         text = detail or f"{given.name} in state {self._state.name}"
         if following is Blame.LOCAL:
             raise LocalProtocolError(text)
-        self._state = State.FAULTED
+        self._state = _FAULTED
         raise RemoteProtocolError(FailureCode.MALFORMED, text)
 
     def _receive_head(self, data: memoryview) -> tuple[Header | None, memoryview]:
@@ -124,7 +134,7 @@ class _Exchange:
                 return None, rest
             self._header = decode_header(encoded, self._limits)
         except RemoteProtocolError:
-            self._state = State.FAULTED
+            self._state = _FAULTED
             raise
         self._step(_HEADS[self._header.kind])
         return self._header, rest
@@ -141,13 +151,13 @@ class _Exchange:
             for index, part in enumerate(parts):
                 check_values(part, vocabulary=vocabulary, is_gradient=index in gradients)
         except RemoteProtocolError:
-            self._state = State.FAULTED
+            self._state = _FAULTED
             raise
-        self._step(Input.PAYLOAD)
+        self._step(_PAYLOAD)
         return parts
 
     def _fault(self, code: FailureCode, detail: str) -> RemoteProtocolError:
-        self._state = State.FAULTED
+        self._state = _FAULTED
         return RemoteProtocolError(code, detail)
 
 
@@ -196,23 +206,21 @@ class ClientExchange(_Exchange):
         except RemoteProtocolError as error:
             raise LocalProtocolError(str(error)) from error
         self._step(_SENDS[kind])
-        self._inputs = specs if kind is Kind.FORWARD else specs[:-1]
+        self._inputs = specs if kind is _FORWARD else specs[:-1]
         self._reply_dtype = request.reply_dtype
         return encode_frame(encode_header(header), parts)
 
     def receive_data(self, data: bytes | bytearray | memoryview) -> list[ClientEvent]:
         """Feed bytes of the answer; raises `RemoteProtocolError`, after which nothing follows."""
         rest = memoryview(data)
-        match self._state:
-            case State.AWAITING_RESULT | State.AWAITING_GRADIENT:
-                header, rest = self._receive_head(rest)
-                if header is None:
-                    return []
-                self._check_answer(header)
-                events = self._begin_answer(header)
-            case _:
-                events = []
-        if self._state is State.RECEIVING_ANSWER:
+        events: list[ClientEvent] = []
+        if self._state in _AWAITING:
+            header, rest = self._receive_head(rest)
+            if header is None:
+                return []
+            self._check_answer(header)
+            events = self._begin_answer(header)
+        if self._state is _RECEIVING_ANSWER:
             rest = _required(self._payload).receive(rest)
             events = self._completed()
         if rest.nbytes:
@@ -231,7 +239,7 @@ class ClientExchange(_Exchange):
         self._step(Input.END, f"the stream ended in state {self._state.name}")
 
     def _begin_answer(self, header: Header) -> list[ClientEvent]:
-        if header.kind is Kind.FAILURE:
+        if header.kind is _FAILURE:
             return [_required(header.failure)]
         self._payload = PayloadReader(header.parts)
         return []
@@ -240,7 +248,7 @@ class ClientExchange(_Exchange):
         if self._payload is None or self._header is None or not self._payload.complete:
             return []
         parts = self._received_parts(VOCABULARY_MAX)
-        if self._header.kind is Kind.RESULT:
+        if self._header.kind is _RESULT:
             return [Result(output=parts[0].tensor, receipt=self._header.receipt)]
         return [Gradient(gradients=parts, receipt=self._header.receipt)]
 
@@ -249,10 +257,10 @@ class ClientExchange(_Exchange):
             raise InvariantViolation("an answer without a request")
         if header.request_id != self.request_id:
             # A server that could not read our header answers with the id it did not learn: zeros.
-            if header.kind is Kind.FAILURE and not any(header.request_id):
+            if header.kind is _FAILURE and not any(header.request_id):
                 return
             raise self._fault(FailureCode.MALFORMED, "the answer is to another request")
-        if header.kind is Kind.FAILURE:
+        if header.kind is _FAILURE:
             return
         if not _fits(header.kind, header.parts, self._inputs):
             shapes = [spec.shape for spec in header.parts]
@@ -286,32 +294,28 @@ class ServerExchange(_Exchange):
     def receive_data(self, data: bytes | bytearray | memoryview) -> list[ServerEvent]:
         """Feed bytes of the request; raises `RemoteProtocolError`, then `send` a `Failure`."""
         rest = memoryview(data)
-        match self._state:
-            case State.IDLE:
-                header, self._held = self._receive_head(rest)
-                if header is None:
-                    return []
-                self._request = _request_head(header)
-                return [self._request]
-            case State.ADMITTING_FORWARD | State.ADMITTING_BACKWARD:
-                raise LocalProtocolError("admit or refuse the request before reading on")
-            case State.RECEIVING_FORWARD | State.RECEIVING_BACKWARD:
-                rest = _required(self._payload).receive(rest)
-                events = self._completed()
-                if rest.nbytes:
-                    self._step(Input.BYTES, "bytes behind the announced payload")
-                return events
-            case _:
-                if rest.nbytes:
-                    self._step(Input.BYTES, "bytes behind the announced payload")
+        if self._state is _IDLE:
+            header, self._held = self._receive_head(rest)
+            if header is None:
                 return []
+            self._request = _request_head(header)
+            return [self._request]
+        if self._state in _ADMITTING:
+            raise LocalProtocolError("admit or refuse the request before reading on")
+        events: list[ServerEvent] = []
+        if self._state in _RECEIVING:
+            rest = _required(self._payload).receive(rest)
+            events = self._completed()
+        if rest.nbytes:
+            self._step(Input.BYTES, "bytes behind the announced payload")
+        return events
 
     def admit(self) -> list[ServerEvent]:
         """Read the payload; the request follows at once where its bytes came with the head.
 
         The payload's buffer is allocated here and nowhere before.
         """
-        self._step(Input.ADMIT)
+        self._step(_ADMIT)
         self._payload = PayloadReader(_required(self._header).parts)
         held, self._held = self._held, memoryview(b"")
         return self.receive_data(held)
@@ -349,7 +353,7 @@ class ServerExchange(_Exchange):
             return []
         header = _required(self._header)
         parts = self._received_parts(self._vocabulary)
-        if header.kind is Kind.FORWARD:
+        if header.kind is _FORWARD:
             return [
                 Forward(
                     parts=parts,
@@ -370,7 +374,7 @@ class ServerExchange(_Exchange):
 
     def _check_own_answer(self, kind: Kind, specs: tuple[PartSpec, ...]) -> None:
         request = self._request
-        if request is None or self._state not in (State.SERVING_FORWARD, State.SERVING_BACKWARD):
+        if request is None or self._state not in _SERVING:
             raise LocalProtocolError(f"no request waits for an answer in {self._state.name}")
         for spec in specs:
             if spec.dtype is not request.reply_dtype:
@@ -378,20 +382,20 @@ class ServerExchange(_Exchange):
         if not _fits(kind, specs, request.inputs):
             shapes = [spec.shape for spec in specs]
             raise LocalProtocolError(f"an answer of shapes {shapes} to {request.kind.name}")
-        if kind is Kind.RESULT:
+        if kind is _RESULT:
             check_specs(specs, self._limits)
 
 
 def _fits(kind: Kind, specs: tuple[PartSpec, ...], inputs: tuple[PartSpec, ...]) -> bool:
     """Whether an answer of such parts has the shapes that a request of `inputs` asks for."""
-    if kind is Kind.RESULT:
+    if kind is _RESULT:
         shape = specs[0].shape
         return len(shape) == 3 and shape[:2] == output_shape(inputs)
     return [spec.shape for spec in specs] == [spec.shape for spec in gradient_specs(inputs)]
 
 
 def _request_head(header: Header) -> RequestHead:
-    backward = header.kind is Kind.BACKWARD
+    backward = header.kind is _BACKWARD
     return RequestHead(
         kind=header.kind,
         request_id=header.request_id,
@@ -406,13 +410,11 @@ def _request_head(header: Header) -> RequestHead:
 
 def _gradients(kind: Kind, parts: tuple[Part, ...]) -> range:
     """Which parts of a frame are gradients: all of a GRADIENT, the last of a BACKWARD."""
-    match kind:
-        case Kind.GRADIENT:
-            return range(len(parts))
-        case Kind.BACKWARD:
-            return range(len(parts) - 1, len(parts))
-        case _:
-            return range(0)
+    if kind is _GRADIENT:
+        return range(len(parts))
+    if kind is _BACKWARD:
+        return range(len(parts) - 1, len(parts))
+    return range(0)
 
 
 def _payload_digest(parts: tuple[Part, ...]) -> bytes:
