@@ -58,6 +58,8 @@ WATCH_AFTER_S = 0.01  # a job that waits longer has a task that notices when its
 
 EXCHANGE_BYTES = 32 << 10  # of tasks, stream and header, held beside the payload
 
+_FORWARD, _BACKWARD = Kind.FORWARD, Kind.BACKWARD
+
 _ANSWERS = {kind: kind.name.lower() for kind in Kind}  # their counters
 _FAILURES = {code: code.name.lower() for code in FailureCode}
 
@@ -240,7 +242,7 @@ class Server:
         if unknown:
             names = ", ".join(sorted(modality.name for modality in unknown))
             return Failure(code=FailureCode.UNKNOWN_MODALITY, detail=f"not served here: {names}")
-        if head.kind is Kind.BACKWARD and (weight == 0 or not hasattr(self._model, "backward")):
+        if head.kind is _BACKWARD and (weight == 0 or not hasattr(self._model, "backward")):
             return Failure(code=FailureCode.BACKWARD_REFUSED, detail="no gradients from this peer")
         if head.gradient is not None and head.gradient.shape[2] != self._model.dim:
             detail = f"a gradient of width {head.gradient.shape[2]}, {self._model.dim} served here"
@@ -364,14 +366,14 @@ class Server:
         now_ms = _ms(trio.current_time())
         first = self._queue.pop(now_ms, accept=accept)
         tickets = [] if first is None else [first]
-        if first is not None and self._queue and first.request.head.kind is Kind.FORWARD:
+        if first is not None and self._queue and first.request.head.kind is _FORWARD:
             shapes = row_shapes(first.request.head)
             rows = first.request.head.inputs[0].shape[0]
 
             def fits(job: Job) -> bool:
                 fitting_rows = self._options.batch_rows_max - rows
                 return (
-                    job.head.kind is Kind.FORWARD
+                    job.head.kind is _FORWARD
                     and row_shapes(job.head) == shapes
                     and job.head.inputs[0].shape[0] <= fitting_rows
                 )
@@ -387,7 +389,7 @@ class Server:
         job = ticket.request
         job.weight = max(0, self._weight_of(job.peer))  # it may have waited while the ledger moved
         waited_s = now_s - job.arrived_s
-        asks_share = job.head.receipt_wanted or job.head.kind is Kind.BACKWARD
+        asks_share = job.head.receipt_wanted or job.head.kind is _BACKWARD
         return Service(
             number=self._service_number,
             queue_wait_us=int(waited_s * 1_000_000),

@@ -19,6 +19,8 @@ STEP_COST = {  # per step of one row, in reply bytes: what a step takes on a sma
     Modality.IMAGE: 4_096,
     Modality.SPEECH: 4_096,
 }
+_BACKWARD = Kind.BACKWARD
+
 BACKWARD_COST_FACTOR = 3  # its forward again, and twice that for the gradients
 
 Array = NDArray[np.float32]
@@ -55,7 +57,7 @@ class Model(Protocol):
 
 def reply_bytes(head: RequestHead, dim: int) -> int:
     """Payload of the answer to a request."""
-    if head.kind is Kind.BACKWARD:
+    if head.kind is _BACKWARD:
         return sum(
             payload_bytes(head.reply_dtype, spec.elements) for spec in gradient_specs(head.inputs)
         )
@@ -70,5 +72,5 @@ def promised_cost(head: RequestHead, dim: int) -> int:
     queue corrects it by measured time.
     """
     steps = sum(spec.shape[0] * spec.shape[1] * STEP_COST[spec.modality] for spec in head.inputs)
-    factor = BACKWARD_COST_FACTOR if head.kind is Kind.BACKWARD else 1
+    factor = BACKWARD_COST_FACTOR if head.kind is _BACKWARD else 1
     return factor * steps + reply_bytes(head, dim)

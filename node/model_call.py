@@ -37,6 +37,9 @@ from tensorwire.events import Answer, Request, request_parts
 from tensorwire.receipt import SHARE_ONE_PPM
 from tensorwire.tensor import check_values, gradient_specs, output_shape
 
+_BACKWARD, _GRADIENT, _RESULT = Kind.BACKWARD, Kind.GRADIENT, Kind.RESULT
+_TENSOR = Modality.TENSOR
+
 logger = logging.getLogger(__name__)
 
 Ran = tuple[float, list[Answer]]  # the model's seconds, and an answer per request
@@ -137,11 +140,9 @@ class ModelCaller:
         if output.shape != (rows, steps, self._model.dim):
             raise ValueError(f"an output of shape {output.shape} for {(rows, steps)}")
         if len(jobs) == 1:
-            return [[(Modality.TENSOR, output)]]
+            return [[(_TENSOR, output)]]
         ends = np.cumsum([job.head.inputs[0].shape[0] for job in jobs])
-        return [
-            [(Modality.TENSOR, rows_of_job)] for rows_of_job in np.split(output, ends[:-1], axis=0)
-        ]
+        return [[(_TENSOR, rows_of_job)] for rows_of_job in np.split(output, ends[:-1], axis=0)]
 
     def _taken(self, job: Job, service: Service) -> float:
         """How much of a gradient is applied: the sender's share, or what the interval leaves."""
@@ -154,17 +155,17 @@ class ModelCaller:
     def _packed(self, job: Job, service: Service, arrays: list[tuple[Modality, Array]]) -> Answer:
         """An answer frame's content, checked as the caller will check it, with its receipt."""
         dtype = job.head.reply_dtype
+        kind = _GRADIENT if job.head.kind is _BACKWARD else _RESULT
         parts = tuple(
             Part(modality, WireTensor.from_numpy(array, dtype)) for modality, array in arrays
         )
         try:
             for part in parts:
-                check_values(part, is_gradient=job.head.kind is Kind.BACKWARD)
+                check_values(part, is_gradient=kind is _GRADIENT)
         except RemoteProtocolError:
             return Failure(code=FailureCode.INTERNAL, detail="the model's output is out of range")
-        kind = Kind.GRADIENT if job.head.kind is Kind.BACKWARD else Kind.RESULT
         receipt = self._receipt(job, service, kind, parts)
-        if kind is Kind.GRADIENT:
+        if kind is _GRADIENT:
             return Gradient(gradients=parts, receipt=receipt)
         return Result(output=parts[0].tensor, receipt=receipt)
 

@@ -32,6 +32,9 @@ class Standing(Enum):
     EXPIRED = auto()
 
 
+_WAITING = Standing.WAITING
+
+
 class Ticket(Generic[Request]):
     """One request in the queue; `finish` and `start` are virtual times, set when it is first."""
 
@@ -71,7 +74,7 @@ class Ticket(Generic[Request]):
         self.start = 0
         self.finish = 0
         self.key: int | None = None  # its valid heap entry, of a first ticket
-        self.standing = Standing.WAITING
+        self.standing = _WAITING
         self.flow: Flow | None = None
         self.before: Ticket[Any] | None = None  # its neighbours in the line of one sender
         self.after: Ticket[Any] | None = None

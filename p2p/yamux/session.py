@@ -263,7 +263,8 @@ class Session:
         else:
             return
         events.append(Readable(stream))
-        events.append(Writable(stream))
+        if flags & _RST:
+            events.append(Writable(stream))
         self._forget_if_over(stream)
 
     def _credit(self, stream: StreamState, length: int, events: list[Event]) -> None:
