@@ -46,8 +46,6 @@ COST_PER_S = 1_000_000  # assumed until the service has measured
 ONE_PPM = 1_000_000
 WEIGHT_UNIT = 1 << 10  # of a flow per unit of a caller's weight: room for the floor below 1
 
-_TAKEN = Standing.TAKEN
-
 
 class StakeQueue(Generic[Request]):
     """Requests of many senders in weighted fair order.
@@ -161,7 +159,7 @@ class StakeQueue(Generic[Request]):
             if accept is not None and not accept(ticket.request):
                 return None
             heappop(self._eligible)
-            ticket.standing = _TAKEN
+            ticket.standing = Standing.TAKEN
             flow = _flow(ticket)
             self._uncount(flow, ticket)
             self._clock.advance(ticket.cost)
