@@ -1,4 +1,4 @@
-"""One scope for all phases of an exchange: the deadline of one is never taken for another's."""
+"""The phases of an exchange share its stream's deadline: that of one is never taken for another's."""
 
 import pytest
 import trio
