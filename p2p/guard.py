@@ -29,9 +29,7 @@ class StreamGuard:
         self._limits = limits
         self._count = count
         self._handlers: dict[str, StreamHandler] = {}
-        self._agreements: dict[
-            bytes, str
-        ] = {}  # the same protocols by what is said to agree on them
+        self._agreements: dict[bytes, str] = {}  # the same, by what is said to agree on it
         self._streams: Counter[Connection] = Counter()
         self._streams_total = 0
         self._negotiating: Counter[Connection] = Counter()

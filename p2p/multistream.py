@@ -255,7 +255,7 @@ class NegotiatedStream(Stream):
     async def aclose(self) -> None:
         try:
             await self._flush()
-        except (StreamReset, StreamClosed):
+        except (StreamReset, StreamClosed, trio.TooSlowError):
             pass
         finally:
             await self._raw.aclose()

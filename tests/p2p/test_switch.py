@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from p2p.multistream import (
     HEADER,
     LineReader,
     NegotiatedStream,
+    agreement,
     encode_line,
+    meet_optimist,
     propose,
     propose_optimistically,
     respond,
@@ -180,6 +183,46 @@ async def test_the_answer_to_a_pessimist_leaves_at_once() -> None:
     await near.send_all(encode_line(HEADER) + encode_line("/a"))
     await respond(far, PEERS[0], {"/a"}.__contains__, 16)
     assert far.sent == [encode_line(HEADER) + encode_line("/a")]
+
+
+@pytest.mark.parametrize(
+    ("flight", "surplus"),
+    [
+        (agreement("/a") + b"payload", b"payload"),
+        (agreement("/a") + b"\x00", b"\x00"),
+        (agreement("/a"), None),
+        (agreement("/a")[:-1], None),
+        (encode_line(HEADER), None),
+        (b"", None),
+        (agreement("/b") + b"payload", None),
+        (encode_line("/a") + encode_line(HEADER) + b"payload", None),
+        (encode_line(HEADER) + b"\x04/a\n\n" + b"payload", None),
+        (agreement("/" + 200 * "a") + b"payload", None),  # served, but of two bytes of length
+    ],
+)
+async def test_only_a_flight_that_is_sure_is_met(flight: bytes, surplus: bytes | None) -> None:
+    served = {agreement(each): each for each in ("/a", "/" + 200 * "a")}
+    _, far = raw_pair()
+    stream = meet_optimist(far, PEERS[0], served, flight)
+    if surplus is None:
+        assert stream is None
+    else:
+        assert stream is not None
+        assert stream.protocol == "/a"
+        assert await stream.receive_some() == surplus
+
+
+async def test_an_expired_stream_closes() -> None:
+    near, far = raw_pair()
+    stream = propose_optimistically(near, PEERS[1], "/a")
+    stream.deadline_s = -math.inf
+
+    async def never(data: object) -> None:
+        raise trio.TooSlowError
+
+    near.send_all = never  # type: ignore[method-assign, assignment]
+    await stream.aclose()
+    assert await far.receive_some() == b""
 
 
 async def test_optimism_disappointed() -> None:
