@@ -15,6 +15,7 @@ import trio
 
 from p2p.connection import Connection, RawStream
 from p2p.errors import NetworkError, ProtocolViolation, StreamError
+from p2p.lifetime import part
 from p2p.limits import Limits
 from p2p.multistream import LINE_BYTES_MAX, NegotiatedStream, agreement, meet_optimist, respond
 from p2p.network import Stream, StreamHandler
@@ -50,13 +51,15 @@ class StreamGuard:
             raise ValueError(f"{protocol!r} is served already")
         if len(protocol.encode()) > self._limits.protocol_id_bytes_max:
             raise ValueError(f"a protocol id of {len(protocol)} characters")
-        self._handlers[protocol] = handler
         self._agreements[agreement(protocol)] = protocol
+        self._handlers[protocol] = handler
 
     def unserve(self, protocol: str) -> bool:
         """Serve it no more; whether it was."""
-        self._agreements.pop(agreement(protocol), None)
-        return self._handlers.pop(protocol, None) is not None
+        was_served = self._handlers.pop(protocol, None) is not None
+        if was_served:
+            del self._agreements[agreement(protocol)]
+        return was_served
 
     async def serve_stream(self, connection: Connection, stream: RawStream) -> None:
         """Negotiate and serve one inbound stream; never raises but when cancelled."""
@@ -80,15 +83,15 @@ class StreamGuard:
             self._count("streams_violating")
             _log.debug("stream of %s: %s", connection.peer_id, error)
             await reset(stream)
-        except Exception:  # noqa: BLE001  (the guard at the root of every handler)
-            self._count("handlers_failed")
-            _log.warning("a handler failed on a stream of %s", connection.peer_id, exc_info=True)
+        except BaseException as error:  # noqa: BLE001  (the guard at the root of every handler)
             await reset(stream)
-        except BaseException:
-            if connection.is_closed:
-                self._count("handlers_cancelled")
-            await reset(stream)
-            raise
+            cancellation, failure = part(error)
+            if failure is not None:
+                self._count("handlers_failed")
+                peer_id = connection.peer_id
+                _log.warning("a handler failed on a stream of %s", peer_id, exc_info=failure)
+            if cancellation is not None:
+                raise cancellation from None
         finally:
             self._streams_total -= 1
             self._streams[connection] -= 1

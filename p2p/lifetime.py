@@ -1,7 +1,8 @@
-"""Scopes that own background tasks, without wrapping what their body raises.
+"""Scopes that own background tasks, and what may leave them.
 
 The rule: `async with open_network(...)` is a lifetime, not a nursery of the caller's: an error of
-the body leaves it as it was raised. Only when a background task failed as well is there a group.
+the body leaves it as it was raised. Only when a background task failed as well is there a group. A
+handler's failure ends its stream and nothing else, also where it fails as it is cancelled.
 """
 
 from __future__ import annotations
@@ -34,6 +35,20 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
             error.__suppress_context__ = suppress
 
 
+def part(error: BaseException) -> tuple[BaseException | None, Exception | None]:
+    """What of a handler's end must be raised, its cancellation, and what is its own failure.
+
+    A handler with a nursery may end by both at once, in one group.
+    """
+    if isinstance(error, Exception):
+        return None, error
+    if isinstance(error, BaseExceptionGroup):
+        cancelled, failures = error.split(trio.Cancelled)
+        if isinstance(failures, Exception):
+            return cancelled, failures
+    return error, None
+
+
 def _only_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     error: BaseException = group
     while isinstance(error, BaseExceptionGroup):
@@ -43,4 +58,4 @@ def _only_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException | None
     return error
 
 
-__all__ = ["open_background"]
+__all__ = ["open_background", "part"]

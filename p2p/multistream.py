@@ -270,8 +270,7 @@ class NegotiatedStream(Stream):
 
     async def _take_unsent(self) -> bytes:
         """What of the negotiation no payload has carried yet; it must leave now."""
-        while self._flushed is not None:
-            await self._flushed.wait()
+        await self._wait_flushed()
         unsent, self._unsent = self._unsent, b""
         return unsent
 
@@ -281,8 +280,7 @@ class NegotiatedStream(Stream):
         Cancelled, it is unsent still: so little has no first part. A reader does this, and is no
         second sender: whoever sends meanwhile waits for it.
         """
-        while self._flushed is not None:
-            await self._flushed.wait()
+        await self._wait_flushed()
         if not self._unsent:
             return
         self._flushed = flushed = trio.Event()
@@ -292,6 +290,12 @@ class NegotiatedStream(Stream):
         finally:
             self._flushed = None
             flushed.set()
+
+    async def _wait_flushed(self) -> None:
+        if self._flushed is not None:
+            with self._patience():
+                while self._flushed is not None:
+                    await self._flushed.wait()
 
     async def _read_answer(self) -> None:
         """Read the echo of our proposal; cancelled, go on the next time."""

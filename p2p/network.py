@@ -31,8 +31,9 @@ class ByteStream(trio.abc.HalfCloseableStream):
     """Trio's contract of a half-closeable stream, and what streams here do beyond it.
 
     `deadline_s` is trio's time from which on no call of this stream waits: one that would raises
-    `trio.TooSlowError`, as if in `trio.fail_at`. A handler that moves it on from phase to phase has
-    the scope of a timeout only where it does wait.
+    `trio.TooSlowError`, as if cancelled in `trio.fail_at`. Each call takes it as it is when it
+    begins to wait. A handler that moves it on from phase to phase has the scope of a timeout only
+    where it does wait.
     """
 
     deadline_s: float = math.inf

@@ -153,6 +153,8 @@ class WireTensor:
         expected = payload_bytes(self.dtype, math.prod(self.shape))
         if self.data.nbytes != expected:
             raise LocalProtocolError(f"{self.data.nbytes} bytes for {expected} of {self.shape}")
+        if type(self.shape) is not tuple:
+            object.__setattr__(self, "shape", tuple(self.shape))
         if not self.data.readonly:
             object.__setattr__(self, "data", self.data.toreadonly())
 
@@ -317,14 +319,15 @@ def _bytes_view(array: NDArray[Any]) -> memoryview:
 
 def _are_within(values: NDArray[np.float32], bound: float) -> bool:
     # Squares that add up to less than bound² are proof in one pass at a third of the cost; not so
-    # where they are infinite, NaN or near it (of which `dot` would warn, and `vdot` does not). min
+    # where they are infinite, NaN or near it (of which `vdot` does not warn). min
     # and max propagate NaN, which fails both tests.
     safe = SQUARES_SAFE * bound * bound
     first, rest = values[:SQUARES_ELEMENTS], values[SQUARES_ELEMENTS:]
     if rest.size > SQUARES_ELEMENTS:
         whole = values.size - values.size % SQUARES_ELEMENTS
         rows, rest = values[:whole].reshape(-1, SQUARES_ELEMENTS), values[whole:]
-        fits = np.maximum.reduce(np.vecdot(rows, rows)) <= safe
+        with np.errstate(over="ignore", invalid="ignore"):
+            fits = np.maximum.reduce(np.vecdot(rows, rows)) <= safe
     else:
         fits = np.vdot(first, first) <= safe
     if fits and np.vdot(rest, rest) <= safe:

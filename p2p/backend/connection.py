@@ -28,6 +28,7 @@ from p2p.backend.wire import Wire
 from p2p.connection import HANDLER_GRACE_S, Connection
 from p2p.errors import ProtocolViolation, StreamReset
 from p2p.identity import PeerId
+from p2p.lifetime import part
 from p2p.multiaddress import Address
 from p2p.network import Buffer, Direction
 from p2p.noise.cipher import AESGCM, FRAME_BYTES_MAX
@@ -399,10 +400,16 @@ class SecureConnection(Connection):
     async def _serve_guarded(self, serve: StreamServer, stream: SecureStream) -> None:
         try:
             await serve(self, stream)
-        except Exception:  # noqa: BLE001  (the guard at the root of every handler)
-            self._arena.count("handlers_failed")
-            _log.warning("a handler failed on a stream of %s", self.peer_id, exc_info=True)
+        except BaseException as error:  # noqa: BLE001  (the guard at the root of every handler)
             stream.reset_now()
+            cancellation, failure = part(error)
+            if failure is not None:
+                self._arena.count("handlers_failed")
+                _log.warning("a handler failed on a stream of %s", self.peer_id, exc_info=failure)
+            if cancellation is not None:
+                if self._handlers is not None and self._handlers.cancel_scope.cancel_called:
+                    self._arena.count("handlers_cancelled")
+                raise cancellation from None
 
     # Liveness
 

@@ -10,6 +10,7 @@ keeper — over another transport, and passes the same contract suite as the one
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -154,13 +155,14 @@ class MemoryTransport:
         self._listening: list[Address] = []
         self._connections: set[MemoryConnection] = set()
         self._handlers: dict[MemoryConnection, set[trio.CancelScope]] = {}
+        self._counters: Counter[str] = Counter()
 
     @property
     def listening(self) -> tuple[Address, ...]:
         return tuple(self._listening)
 
     def counters(self) -> dict[str, int]:
-        return {}
+        return dict(self._counters)
 
     async def listen(self, addresses: Sequence[Address]) -> None:
         await trio.lowlevel.checkpoint()
@@ -194,11 +196,12 @@ class MemoryTransport:
         self._hub.wire.send(self._own, target._own, arrive)
         try:
             await answered.wait()
-            if refusal:
-                raise DialFailed(f"refused: {refusal[0]}")
+            if refusal or near.is_closed:
+                raise DialFailed(f"refused: {refusal[0]}" if refusal else "lost at once")
             self._adopt(near)
         except BaseException:
             near.send(far.break_off)
+            near.break_off()
             raise
         return near
 
@@ -232,10 +235,10 @@ class MemoryTransport:
         self._connections.add(connection)
 
     def _lose(self, connection: MemoryConnection) -> None:
+        for scope in self._handlers.get(connection, ()):
+            scope.deadline = trio.current_time() + HANDLER_GRACE_S
         if connection in self._connections:
             self._connections.discard(connection)
-            for scope in self._handlers.get(connection, ()):
-                scope.deadline = trio.current_time() + HANDLER_GRACE_S
             self._sink.disconnected(connection)
 
     def _serve(self, connection: MemoryConnection, stream: MemoryStream) -> None:
@@ -249,6 +252,8 @@ class MemoryTransport:
         try:
             with scope:
                 await self._sink.stream_opened(connection, stream)
+            if scope.cancelled_caught:
+                self._counters["handlers_cancelled"] += 1
         finally:
             self._handlers[connection].discard(scope)
             if not self._handlers[connection]:

@@ -1,4 +1,4 @@
-"""The phases of an exchange share its stream's deadline: that of one is never taken for another's."""
+"""The phases of an exchange share a deadline: that of one is never taken for another's."""
 
 import pytest
 import trio

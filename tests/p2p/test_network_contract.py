@@ -337,6 +337,42 @@ async def test_a_failing_handler_ends_its_stream_only(pair: tuple[Network, Netwo
 
 
 @on_both
+async def test_a_handler_that_fails_as_it_is_cancelled_ends_its_stream_only(
+    pair: tuple[Network, Network], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its cancellation and a failure in one group, after its connection was lost."""
+    for transport in ("backend.connection", "memory.hub"):
+        monkeypatch.setattr(f"p2p.{transport}.HANDLER_GRACE_S", 0.05)
+    server, client = pair
+
+    async def say_goodbye(stream: Stream) -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.send_all(b"goodbye")
+
+    async def broken(stream: Stream) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(say_goodbye, stream)
+            await stream.send_all(b"begun")
+            await trio.sleep_forever()
+
+    await server.serve("/broken/1", broken)
+    with pytest.raises(p2p.StreamReset):  # noqa: PT012
+        async with client.open_stream(server.peer_id, "/broken/1") as stream:
+            await stream.send_all(b"x")
+            assert await stream.receive_some() == b"begun"
+            await server.disconnect(client.peer_id)
+            await stream.receive_some()
+    await until(lambda: server.counters().get("handlers_failed") == 1)
+    await client.connect(server.addresses[0])
+    async with client.open_stream(server.peer_id, ECHO) as stream:
+        await stream.send_all(b"still here")
+        assert await stream.receive_some() == b"still here"
+
+
+@on_both
 async def test_losing_the_connection_resets_its_streams(pair: tuple[Network, Network]) -> None:
     server, client = pair
     with pytest.raises(p2p.StreamReset):  # noqa: PT012

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 import p2p
 from p2p import identify
 from p2p.address_book import AddressBook
-from p2p.connection import HANDLER_GRACE_S, RawStream
+from p2p.connection import HANDLER_GRACE_S, Connection, RawStream
 from p2p.identify_pb2 import Identify as IdentifyMessage
-from p2p.memory import open_hub
+from p2p.memory import Weather, open_hub
 from p2p.multiaddress import Address
 from p2p.multistream import (
     HEADER,
@@ -210,6 +210,25 @@ async def test_only_a_flight_that_is_sure_is_met(flight: bytes, surplus: bytes |
         assert stream is not None
         assert stream.protocol == "/a"
         assert await stream.receive_some() == surplus
+
+
+async def test_waiting_for_the_negotiation_to_leave_ends_at_the_deadline() -> None:
+    """A reader sends it; whoever sends meanwhile waits for that."""
+    near, _ = raw_pair()
+
+    async def never(data: object) -> None:
+        await trio.sleep_forever()
+
+    near.send_all = never  # type: ignore[method-assign, assignment]
+    stream = propose_optimistically(near, PEERS[1], "/a")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.receive_some)
+        await trio.testing.wait_all_tasks_blocked()
+        stream.deadline_s = trio.current_time() + 0.05
+        for call in (stream.send_all(b"x"), stream.send_last(b"x"), stream.send_eof()):
+            with pytest.raises(trio.TooSlowError):
+                await call
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_expired_stream_closes() -> None:
@@ -522,6 +541,60 @@ async def test_a_handler_does_not_outlive_its_connection_for_long(
         assert not server._guard._streams
         assert not server._guard._negotiating
         assert server.counters()["handlers_cancelled"] == 1
+
+
+@pytest.mark.parametrize("seed", [6, 11, 20])  # the three arrive before the dialling task runs
+async def test_a_connection_that_is_lost_as_it_is_made_is_not_made(
+    autojump_clock: trio.testing.MockClock, seed: int
+) -> None:
+    """Its handlers end, and nobody believes in it."""
+    handlers = 0
+
+    async def wait_for_something_else(stream: p2p.Stream) -> None:
+        nonlocal handlers
+        handlers += 1
+        try:
+            await trio.sleep_forever()
+        finally:
+            handlers -= 1
+
+    async with (
+        open_hub(seed=seed, weather=Weather(latency_max_s=1)) as hub,
+        hub.open_switch(identity(1), p2p.Limits()) as server,
+        hub.open_switch(identity(2), p2p.Limits()) as client,
+        trio.open_nursery() as nursery,
+    ):
+        accept = server.connected
+
+        async def open_and_close(connection: Connection) -> None:
+            stream = propose_optimistically(
+                await connection.open_stream(), client.peer_id, "/wait/1"
+            )
+            await stream.send_all(b"payload")
+            await connection.aclose()
+
+        def connected(connection: Connection) -> None:
+            accept(connection)
+            nursery.start_soon(open_and_close, connection)
+
+        server.connected = connected  # type: ignore[method-assign]
+        client.serve("/wait/1", wait_for_something_else)
+        await server.listen(LISTEN)
+        with contextlib.suppress(p2p.NetworkError):
+            await client.connect(server.addresses[0])
+        await trio.sleep(60)
+        assert handlers == 0
+        assert not client.peers
+
+
+async def test_a_protocol_of_too_long_an_id_is_not_served() -> None:
+    limits = p2p.Limits(protocol_id_bytes_max=2_000)
+    async with open_hub() as hub, hub.open_switch(identity(1), limits) as switch:
+        served = set(switch._guard.protocols)
+        with pytest.raises(ValueError, match="1501 bytes"):
+            switch.serve(1_500 * "a", echo)
+        switch.unserve(1_500 * "a")
+        assert set(switch._guard.protocols) == served
 
 
 async def test_bans_are_bounded_and_expire(autojump_clock: trio.testing.MockClock) -> None:

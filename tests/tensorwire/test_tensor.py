@@ -84,6 +84,23 @@ def test_natural_dtypes(given: np.ndarray, dtype: DType) -> None:
     assert WireTensor.from_numpy(given).dtype is dtype
 
 
+def test_any_sequence_may_be_a_shape() -> None:
+    tensor = WireTensor(DType.FLOAT32, [1, 2, 3], memoryview(bytes(24)))  # type: ignore[arg-type]
+    assert hash(Part(Modality.TENSOR, tensor).spec) == hash(
+        PartSpec(Modality.TENSOR, DType.FLOAT32, (1, 2, 3))
+    )
+
+
+@pytest.mark.parametrize("bad", [3e38, -np.inf, np.nan])
+@pytest.mark.parametrize("at", [0, 8_191, 8_192, 16_383, 16_384, 24_575, 24_576, 29_999])
+@pytest.mark.parametrize("size", [16_384, 30_000])
+def test_a_bad_float_anywhere_is_found_without_a_warning(bad: float, at: int, size: int) -> None:
+    values = np.zeros((1, 1, size), np.float32)
+    values[0, 0, at % size] = bad
+    with pytest.raises(RemoteProtocolError):
+        check_values(Part(Modality.TENSOR, WireTensor.from_numpy(values)))
+
+
 def test_what_has_no_representation_is_our_fault() -> None:
     with pytest.raises(LocalProtocolError):
         WireTensor.from_numpy(np.array([["a"]]))
