@@ -191,6 +191,7 @@ class NegotiatedStream(Stream):
         self._unsent = unsent
         self._unanswered = unanswered
         self._flushed: trio.Event | None = None  # set when `_flush` is done
+        self._refusal = b""  # of the answer to our proposal, once it is not its echo
 
     @property
     def peer_id(self) -> PeerId:
@@ -301,6 +302,8 @@ class NegotiatedStream(Stream):
         """Read the echo of our proposal; cancelled, go on the next time."""
         await self._flush()
         while self._unanswered:
+            if self._refusal:
+                await self._fail()
             data = await self._raw.receive_some(LINE_BYTES_MAX)
             if data.startswith(self._unanswered):
                 self._surplus = data[len(self._unanswered) :]
@@ -310,14 +313,16 @@ class NegotiatedStream(Stream):
             elif self._unanswered.startswith(data):
                 self._unanswered = self._unanswered[len(data) :]
             else:
-                await self._fail(data)
+                proposal = agreement(self._protocol)
+                self._refusal = proposal[: len(proposal) - len(self._unanswered)] + data
 
-    async def _fail(self, data: bytes) -> NoReturn:
-        """Say why an answer is not the echo of our proposal, from `data` on."""
-        proposal, reader = agreement(self._protocol), LineReader()
-        reader.feed(proposal[: len(proposal) - len(self._unanswered)] + data)
-        await _expect(self._raw, reader, HEADER)
-        answer = await _read_line(self._raw, reader)
+    async def _fail(self) -> NoReturn:
+        """Say why an answer is not the echo of our proposal; cancelled, go on the next time."""
+        while (answer := _answer_in(self._refusal)) is None:
+            data = await self._raw.receive_some(LINE_BYTES_MAX)
+            if not data:
+                raise StreamReset("the stream ended during negotiation")
+            self._refusal += data
         await self._raw.reset()
         if answer == REFUSAL:
             raise ProtocolUnsupported((self._protocol,))
@@ -328,6 +333,16 @@ class NegotiatedStream(Stream):
 def agreement(protocol: str) -> bytes:
     """What both sides say in order to agree on a protocol that is spoken here."""
     return encode_line(HEADER) + encode_line(protocol)
+
+
+def _answer_in(said: bytes) -> str | None:
+    """The line behind the header; None until all of it is there."""
+    reader = LineReader()
+    reader.feed(said)
+    header = reader.next_line()
+    if header not in (None, HEADER):
+        raise ProtocolViolation(f"{header!r} where {HEADER!r} must stand")
+    return None if header is None else reader.next_line()
 
 
 async def _expect(raw: RawStream, reader: LineReader, line: str) -> None:

@@ -171,6 +171,9 @@ class SecureConnection(Connection):
                     scope.shield = True
                     await self.wire.wait()
             self.abort("the connection was closed here")
+        elif not self._is_closed:
+            with trio.CancelScope(shield=True):
+                await self.closed.wait()  # another call is at it
         await trio.lowlevel.checkpoint()
 
     def abort(self, reason: str) -> None:

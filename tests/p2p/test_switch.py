@@ -254,6 +254,20 @@ async def test_optimism_disappointed() -> None:
         nursery.cancel_scope.cancel()
 
 
+async def test_a_refusal_that_was_half_read_is_still_one() -> None:
+    near, far = raw_pair()
+    mine = propose_optimistically(near, PEERS[1], "/a")
+    refusal = encode_line(HEADER) + encode_line("na")
+    for at in (5, len(refusal) - 2):
+        await far.send_all(refusal[:at] if at == 5 else refusal[5:at])
+        with trio.move_on_after(0.05) as scope:
+            await mine.receive_some()
+        assert scope.cancelled_caught
+    await far.send_all(refusal[-2:])
+    with pytest.raises(p2p.ProtocolUnsupported):
+        await mine.receive_some()
+
+
 async def _respond_in_vain(raw: RawStream) -> None:
     with pytest.raises(p2p.NetworkError):
         await respond(raw, PEERS[0], lambda protocol: False, 16)

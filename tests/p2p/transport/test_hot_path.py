@@ -580,6 +580,16 @@ async def test_early_frames_are_answered_at_once() -> None:
                 assert await peer.frame() == (PING, ACK, 0, 7)
 
 
+async def test_whoever_closes_second_waits_for_the_first() -> None:
+    async with scripted() as (connection, _), trio.open_nursery() as nursery:
+        await clog(connection)
+        nursery.start_soon(connection.aclose)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not connection.closed.is_set()  # the first lets the socket drain
+        await connection.aclose()
+        assert connection.closed.is_set()
+
+
 # Negotiation
 
 
