@@ -53,7 +53,7 @@ from tensorwire.transition import State
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # the stubs that mypy finds for trio lack the name
 
-INSTANT_BYTES_MAX = 256 << 10  # of a request that an instant model serves outside a thread: 0.2 ms
+INSTANT_BYTES_MAX = 9 << 16  # held for what an instant model serves here: 256 KiB each way, 0.2 ms
 WATCH_AFTER_S = 0.01  # a job that waits longer has a task that notices when its peer goes
 
 EXCHANGE_BYTES = 32 << 10  # of tasks, stream and header, held beside the payload
@@ -219,8 +219,9 @@ class Server:
                 request=request,
                 weight=weight,
                 arrived_s=arrived_s,
+                held_bytes=holding.held_bytes,
             )
-            ticket = self._queued(job, holding.held_bytes, arrived_s + remaining_s)
+            ticket = self._queued(job, arrived_s + remaining_s)
             if not job.done.is_set():
                 with trio.CancelScope(deadline=arrived_s + remaining_s) as scope:
                     await self._wait(stream, exchange, job, ticket)
@@ -261,14 +262,14 @@ class Server:
             return _busy(str(refusal), refusal.retry_after_ms, refusal.position)
         return None
 
-    def _queued(self, job: Job, held_bytes: int, deadline_s: float) -> Ticket[Job]:
+    def _queued(self, job: Job, deadline_s: float) -> Ticket[Job]:
         """Put a job into the queue, or raise `QueueRefusal`; what runs at once has run then."""
         ticket = self._queue.push(
             job.peer,
             job,
             weight=job.weight,
             cost=promised_cost(job.head, self._model.dim),
-            payload_bytes=held_bytes,
+            payload_bytes=job.held_bytes,
             deadline_ms=_ms(deadline_s),
         )
         self._answer_dropped()
@@ -428,7 +429,7 @@ async def _receive(
 
 
 def _is_small(job: Job) -> bool:
-    return job.head.payload_bytes <= INSTANT_BYTES_MAX
+    return job.held_bytes <= INSTANT_BYTES_MAX
 
 
 def _busy(reason: str, retry_after_ms: int, position: int) -> Failure:

@@ -68,6 +68,18 @@ class GatedModel:
         return output if self.fault is None else self.fault(output)
 
 
+@dataclass
+class InstantModel(GatedModel):
+    """Says that it takes no time, and notes in which thread it ran."""
+
+    is_instant: bool = True
+    threads: list[int] = field(default_factory=list)
+
+    def forward(self, parts: Sequence[Part]) -> Any:
+        self.threads.append(threading.get_ident())
+        return super().forward(parts)
+
+
 def open_gate(model: GatedModel) -> GatedModel:
     model.gate.set()
     return model
@@ -389,6 +401,29 @@ async def test_new_weights_reorder_what_waits() -> None:
             world.server.weights_changed()
             model.gate.set()
     assert order.index(1) >= 5 or order[:7].count(0) >= 5, order
+
+
+# Instant models.
+
+
+@pytest.mark.parametrize(
+    ("parts", "dim", "is_here"),
+    [
+        (tokens(1, 1), 4, True),
+        (floats(4, 16, 1_024), 1_024, True),  # 256 KiB each way
+        (floats(8, 64, 1_024), 4, False),
+        (tokens(8, 64), 1_024, False),  # 4 KiB of tokens, and 2 MiB of an answer to them
+    ],
+)
+async def test_an_instant_model_runs_in_place_for_what_is_small_both_ways(
+    parts: list[Part], dim: int, is_here: bool
+) -> None:
+    model = InstantModel(dim=dim)
+    open_gate(model)
+    async with open_world(model) as world:
+        answer = await world.dendrite().forward(world.peer, parts, deadline_s=20)
+        assert answer.output.shape[2] == dim
+        assert (model.threads == [threading.get_ident()]) is is_here
 
 
 # Cancellation and deadlines.
