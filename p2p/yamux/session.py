@@ -184,6 +184,9 @@ class Session:
             raise ProtocolViolation("the peer overran a receive window")
         else:
             stream.receive_window -= length
+            is_spent = 2 * stream.receive_window < stream.window_bytes
+            if is_spent and stream.flags_due and stream.window_bytes < self._learned_window:
+                self.announce(stream)  # who begins with so much waits to send more
         self._body_stream, self.body_bytes, self._body_flags = stream, length, flags
         if length == 0:
             self._finish_body(events)

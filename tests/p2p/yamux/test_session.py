@@ -146,6 +146,22 @@ def test_growth_is_given_back_and_learned() -> None:
     assert budget.granted_bytes == learned
 
 
+@pytest.mark.parametrize("size", [WINDOW_BYTES_INITIAL // 2, WINDOW_BYTES_INITIAL // 2 + 1])
+def test_who_begins_with_much_is_granted_more_at_once(size: int) -> None:
+    session = new_session(bounds=Bounds())
+    first = open_inbound(session, 1)
+    for _ in range(12):
+        window = first.receive_window
+        session.receive(encode_header(DATA, 0, 1, window) + bytes(window), 0.0)
+        read_all(first)
+    drain(session)
+    session.receive(encode_header(UPDATE, SYN, 3, 0) + encode_header(DATA, 0, 3, size), 0.0)
+    learned = LEARNED_WINDOW_BYTES_MAX - WINDOW_BYTES_INITIAL
+    granted = [(UPDATE, ACK, 3, learned)] if size > WINDOW_BYTES_INITIAL // 2 else []
+    assert frames_of(drain(session)) == granted
+    assert session.streams[3].receive_window == WINDOW_BYTES_INITIAL - size + learned * len(granted)
+
+
 def test_a_shut_window_opens_with_an_event() -> None:
     client = new_session(is_initiator=True)
     stream = client.open(0.0)
