@@ -19,9 +19,10 @@ from typing import TypeAlias, assert_never
 
 import trio
 
-from p2p.backend.arena import BUFFER_BYTES, Arena
+from p2p.backend.arena import Arena
 from p2p.backend.burst import messages, taken
 from p2p.backend.heap import give_back_freed
+from p2p.backend.intake import Intake
 from p2p.backend.stream import SecureStream
 from p2p.backend.upgrade import Link
 from p2p.backend.wire import Wire
@@ -31,8 +32,7 @@ from p2p.identity import PeerId
 from p2p.lifetime import part
 from p2p.multiaddress import Address
 from p2p.network import Buffer, Direction
-from p2p.noise.cipher import AESGCM, FRAME_BYTES_MAX
-from p2p.noise.frames import BULK_BYTES_MIN, Opener
+from p2p.noise.cipher import AESGCM
 from p2p.yamux import (
     UNACKNOWLEDGED_MAX,
     Acknowledged,
@@ -52,9 +52,6 @@ Half of it costs a tenth of the speed; rust-libp2p takes 1 MiB."""
 
 SMALL_BYTES = 32 * 1024
 """Up to this many bytes are sealed without a borrowed buffer."""
-
-TURN_BYTES = 1024 * 1024
-"""Bytes received that no task has to look at before others run: about half a millisecond."""
 
 LINGER_S = 10.0
 """How long the peer of a closed stream may take to end its own direction."""
@@ -85,17 +82,23 @@ class SecureConnection(Connection):
         self.closed = trio.Event()
         self.on_closed: list[Callable[[], None]] = []  # called once each, in order
         self._remote = Address.of_socket(link.sock.getpeername())
-        self.heard_at = trio.current_time()
         self._link = link
         self._message_bytes_max = link.sealer.cipher.plaintext_bytes_max
         self._sock = link.sock
         self._fd = link.sock.fileno()
         self.wire = Wire(link.sock, link.sealer, arena, on_drained=self.flush, on_broken=self.abort)
+        self.intake = Intake(
+            link.sock,
+            link.opener,
+            self.session,
+            arena,
+            hand_out=self._hand_out,
+            flush=self.flush,
+        )
         self._arena = arena
         self._serve = serve
         self._is_closed = False
         self._is_draining = False
-        self._received_bytes = 0
         self._scope = trio.CancelScope()
         self._handlers: trio.Nursery | None = None
         self._acknowledgement_queue = trio.lowlevel.ParkingLot()
@@ -127,6 +130,11 @@ class SecureConnection(Connection):
         return self.session.unread_bytes
 
     @property
+    def heard_at(self) -> float:
+        """When the peer was heard last, in trio's time."""
+        return self.intake.heard_at
+
+    @property
     def streams(self) -> int:
         """Streams alive in either direction."""
         return len(self.session.streams)
@@ -155,7 +163,7 @@ class SecureConnection(Connection):
                 handlers.cancel_scope.deadline = trio.current_time() + HANDLER_GRACE_S
         finally:
             self.abort("the connection was cancelled")
-            give_back_freed(self._received_bytes)
+            give_back_freed(self.intake.received_bytes)
 
     async def aclose(self) -> None:
         """Say goodbye, wait up to `DRAIN_S` for the socket to take what was sent, and close.
@@ -189,6 +197,7 @@ class SecureConnection(Connection):
             if isinstance(state.owner, SecureStream):
                 state.owner.wake()
         self.wire.close()
+        self.intake.close()
         self._inbound_sender.close()
         self._acknowledgement_queue.unpark_all()
         self._scope.cancel()
@@ -290,7 +299,8 @@ class SecureConnection(Connection):
         try:
             self._hand_out(self.session.receive(self._link.early_plaintext, self.heard_at))
             self.flush()
-            await self._receive_until_end(self._link.early_ciphertext)
+            await self.intake.run(self._link.early_ciphertext)
+            self.abort("the peer closed the connection")
         except trio.ClosedResourceError:
             return
         except OSError as error:
@@ -300,77 +310,6 @@ class SecureConnection(Connection):
             self.session.go_away(GoAway.PROTOCOL_ERROR)
             self.flush()
             self.abort(f"the peer broke the protocol: {error}")
-
-    async def _receive_until_end(self, early: bytes) -> None:
-        """Receive into a borrowed buffer, which is kept while a frame is incomplete in it.
-
-        While what comes only fills what a reader waits for, the scheduler is left alone: a pass of
-        it costs as much as opening a message.
-        """
-        sock, opener, arena = self._sock, self._link.opener, self._arena
-        buffer: memoryview | None = None
-        start = end = 0
-        if early:
-            buffer, end = arena.lend(), len(early)
-            buffer[:end] = early
-            start, _ = self._open(opener, buffer, start, end)
-        turn_bytes = 0  # may be received before other tasks run
-        try:
-            while not self._is_closed:
-                if turn_bytes <= 0:
-                    if start == end and buffer is not None:
-                        arena.take_back(buffer)
-                        buffer = None
-                    await trio.lowlevel.wait_readable(self._fd)
-                    turn_bytes = TURN_BYTES
-                if buffer is None:
-                    buffer = arena.lend()
-                if start == end:
-                    start = end = 0
-                elif BUFFER_BYTES - end < FRAME_BYTES_MAX:
-                    buffer[: end - start] = buffer[start:end]
-                    start, end = 0, end - start
-                try:
-                    count = sock.recv_into(buffer[end:])
-                except BlockingIOError:
-                    turn_bytes = 0
-                    continue
-                if count == 0:
-                    self.abort("the peer closed the connection")
-                    return
-                end += count
-                self._received_bytes += count
-                start, has_woken = self._open(opener, buffer, start, end)
-                turn_bytes = 0 if has_woken else turn_bytes - count
-        finally:
-            if buffer is not None:
-                arena.take_back(buffer)
-
-    def _open(self, opener: Opener, buffer: memoryview, start: int, end: int) -> tuple[int, bool]:
-        """Decrypt and hand out all whole frames: (where the rest begins, whether a task cares)."""
-        has_woken = False
-        opened, session = self._arena.opened, self.session
-        now = self.heard_at = trio.current_time()
-        while not self._is_closed and (count := opener.next_bytes(buffer, start, end)) >= 0:
-            # Bulk goes straight to its reader, or into an object that the stream keeps.
-            if count < BULK_BYTES_MIN:
-                count, start = opener.open(buffer, start, end, opened)
-                events = session.receive(opened[:count], now)
-            elif (target := session.target(count)) is not None:
-                start = opener.open_into(buffer, start, target)
-                events = session.filled(count, now)
-            else:
-                is_body = count <= session.body_bytes
-                plaintext, start = opener.open_bytes(buffer, start, count)
-                events = session.receive(plaintext if is_body else memoryview(plaintext), now)
-            if events:
-                self._hand_out(events)
-                has_woken = True
-        if self._arena.budget.is_overdrawn:
-            self._arena.relieve()
-        if session.control:
-            self.flush()
-        return start, has_woken
 
     def _hand_out(self, events: list[Event]) -> None:
         for event in events:

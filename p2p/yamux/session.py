@@ -14,14 +14,7 @@ Time comes in as an argument. Frames of data are not built here but by whoever o
 from __future__ import annotations
 
 from p2p.errors import InvariantViolation, LimitExceeded, ProtocolViolation
-from p2p.yamux.events import (
-    Acknowledged,
-    Event,
-    GoneAway,
-    Readable,
-    StreamOpened,
-    Writable,
-)
+from p2p.yamux.events import Acknowledged, Event, GoneAway, Readable, StreamOpened, Writable
 from p2p.yamux.frame import (
     HEADER_BYTES,
     SESSION_ID,
@@ -33,20 +26,19 @@ from p2p.yamux.frame import (
     encode_header,
 )
 from p2p.yamux.stream import Side, StreamState
-from p2p.yamux.window import WINDOW_BYTES_INITIAL, Bounds, Budget
+from p2p.yamux.window import (
+    LEARNED_WINDOW_BYTES_MAX,
+    WINDOW_BYTES_INITIAL,
+    WINDOW_LIMIT,
+    Bounds,
+    Budget,
+)
 
 CONTROL_BYTES_MAX = 64 * 1024
 """Replies waiting to be sent, about 5,400 frames: who causes more and reads none must go."""
 
 UNACKNOWLEDGED_MAX = 256
 """Streams opened and not acknowledged (spec, "ACK backlog & backpressure")."""
-
-LEARNED_WINDOW_BYTES_MAX = 4 * 1024 * 1024
-"""A new stream begins with the window that its predecessors grew to, up to this: what a session may
-grant lasts for 16 such streams at once, and growing from less costs a megabyte a fifteenth."""
-
-WINDOW_LIMIT = 2**32 - 1
-"""No honest credit exceeds what one update can carry."""
 
 ROUND_TRIP_S_ASSUMED = 0.1
 """Until the first ping returns."""
@@ -81,6 +73,7 @@ class Session:
         self.body_bytes = 0  # still to come of the current frame's payload
         self._body_stream: StreamState | None = None  # None: discard it
         self._body_flags = 0
+        self._filling: StreamState | None = None  # whose target was written to last
         self._ping_value = 0
         self._pinged_at: float | None = None
 
@@ -184,8 +177,8 @@ class Session:
             raise ProtocolViolation("the peer overran a receive window")
         else:
             stream.receive_window -= length
-            is_spent = 2 * stream.receive_window < stream.window_bytes
-            if is_spent and stream.flags_due and stream.window_bytes < self._learned_window:
+            spent = 2 * stream.receive_window
+            if stream.flags_due and spent < stream.window_bytes < self._learned_window:
                 self.announce(stream)  # who begins with so much waits to send more
         self._body_stream, self.body_bytes, self._body_flags = stream, length, flags
         if length == 0:
@@ -234,8 +227,14 @@ class Session:
             self._finish_body(events)
         return events
 
+    @property
+    def awaited_bytes(self) -> int:
+        """What the reader whose target was written to last still waits for."""
+        return 0 if self._filling is None else len(self._filling.target or b"")
+
     def _fill(self, stream: StreamState, rest: memoryview, events: list[Event], now: float) -> None:
         """The stream's target has been written up to `rest`."""
+        self._filling = stream
         stream.target = rest or None
         if not rest:
             events.append(Readable(stream))

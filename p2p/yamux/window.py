@@ -12,6 +12,13 @@ from dataclasses import dataclass, field
 WINDOW_BYTES_INITIAL = 256 * 1024
 """Fixed by the Yamux spec: both sides assume it before the first window update."""
 
+LEARNED_WINDOW_BYTES_MAX = 4 * 1024 * 1024
+"""A new stream begins with the window that its predecessors grew to, up to this: what a session may
+grant lasts for 16 such streams at once, and growing from less costs a megabyte a fifteenth."""
+
+WINDOW_LIMIT = 2**32 - 1
+"""No honest credit exceeds what one update can carry."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
@@ -54,4 +61,10 @@ class Budget:
         return self.streams < self.streams_max
 
 
-__all__ = ["WINDOW_BYTES_INITIAL", "Bounds", "Budget"]
+__all__ = [
+    "LEARNED_WINDOW_BYTES_MAX",
+    "WINDOW_BYTES_INITIAL",
+    "WINDOW_LIMIT",
+    "Bounds",
+    "Budget",
+]

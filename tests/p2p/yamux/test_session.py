@@ -7,8 +7,9 @@ import pytest
 from p2p.errors import InvariantViolation, LimitExceeded, ProtocolViolation
 from p2p.yamux import WINDOW_BYTES_INITIAL, Bounds, Budget, GoAway, Side
 from p2p.yamux.frame import decode_header, encode_header
-from p2p.yamux.session import CONTROL_BYTES_MAX, LEARNED_WINDOW_BYTES_MAX
+from p2p.yamux.session import CONTROL_BYTES_MAX
 from p2p.yamux.stream import TAKE_BYTES
+from p2p.yamux.window import LEARNED_WINDOW_BYTES_MAX
 from tests.p2p.yamux.strategies import (
     ACK,
     DATA,
