@@ -83,7 +83,7 @@ def contest(
     """
 
     @click.command(help=help_text)
-    @click.option("--rounds", default=5, show_default=True, help="Rounds to take medians over.")
+    @click.option("--rounds", default=11, show_default=True, help="Rounds to take medians over.")
     @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
     @click.option("--only", multiple=True, help="Measure only these contenders.")
     @click.option("--serve", hidden=True)
