@@ -25,7 +25,7 @@ TURN_BYTES = 1024 * 1024
 """Bytes received that no task has to look at before others run: about half a millisecond."""
 
 FLOOD_BYTES = 64 * 1024
-"""What one receive call brings of a flood, at least: a slow link never has so much at a time."""
+"""What one receive call brings a reader in a flood, at least: a slow link never has so much."""
 
 COALESCED_BYTES = 256 * 1024
 """Half a burst: an exchange of 16 MiB takes 0.87 of the time. More leaves the cache, less is lost
@@ -59,6 +59,7 @@ class Intake:
         self._hand_out = hand_out
         self._flush = flush
         self._is_closed = False
+        self._filled_bytes = 0  # that went straight to a reader since we last waited
 
     def close(self) -> None:
         """Receive no more; the socket is the caller's."""
@@ -70,9 +71,9 @@ class Intake:
         Raises:
             ProtocolViolation: the session must end. OSError, trio.ClosedResourceError: the socket.
         """
-        arena, session = self._arena, self._session
+        arena = self._arena
         buffer: memoryview | None = None  # kept while a frame is incomplete in it
-        start = end = latest = 0
+        start = end = 0
         if early:
             buffer, end = arena.lend(), len(early)
             buffer[:end] = early
@@ -84,11 +85,11 @@ class Intake:
                     if start == end and buffer is not None:
                         arena.take_back(buffer)
                         buffer = None
-                    if latest >= FLOOD_BYTES and session.awaited_bytes >= 2 * COALESCED_BYTES:
-                        await self._wait_for_much()
-                    else:
+                    if self._filled_bytes < FLOOD_BYTES:
                         await trio.lowlevel.wait_readable(self._fd)
-                    turn_bytes, latest = TURN_BYTES, 0
+                    else:
+                        await self._wait_in_flood()
+                    self._filled_bytes, turn_bytes = 0, TURN_BYTES
                 if buffer is None:
                     buffer = arena.lend()
                 if start == end:
@@ -103,7 +104,6 @@ class Intake:
                     continue
                 if count == 0:
                     return
-                latest = count
                 end += count
                 self.received_bytes += count
                 start, has_woken = self._open(buffer, start, end)
@@ -112,8 +112,11 @@ class Intake:
             if buffer is not None:
                 arena.take_back(buffer)
 
-    async def _wait_for_much(self) -> None:
-        """Wait until the socket has a good piece, but not for long."""
+    async def _wait_in_flood(self) -> None:
+        """Wait for a good piece, but not for long, if the reader of the flood wants so much."""
+        if self._session.awaited_bytes < 2 * COALESCED_BYTES:
+            await trio.lowlevel.wait_readable(self._fd)
+            return
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, COALESCED_BYTES)
         try:
             with trio.move_on_after(COALESCED_S):
@@ -135,6 +138,7 @@ class Intake:
             elif (target := session.target(count)) is not None:
                 start = opener.open_into(buffer, start, target)
                 events = session.filled(count, now)
+                self._filled_bytes += count
             else:
                 is_body = count <= session.body_bytes
                 plaintext, start = opener.open_bytes(buffer, start, count)
