@@ -398,12 +398,7 @@ class Server:
             weights_height=self._height_of(),
         )
 
-    async def _send(
-        self,
-        stream: Stream,
-        exchange: ServerExchange,
-        answer: Answer | None,
-    ) -> None:
+    async def _send(self, stream: Stream, exchange: ServerExchange, answer: Answer | None) -> None:
         """Send an answer, with the time that its length may take; None: nobody waits for one."""
         if answer is None:
             exchange.cancel()

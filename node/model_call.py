@@ -54,7 +54,7 @@ class Job:
     request: Request
     weight: int
     arrived_s: float
-    held_bytes: int = 0  # of its payload and its answer, and what there is beside them
+    held_bytes: int  # of its payload and its answer, and what there is beside them
     done: trio.Event = field(default_factory=trio.Event)
     answer: Answer | None = None
     reset: bool = False  # the peer has gone; nobody wants the answer

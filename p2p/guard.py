@@ -15,7 +15,7 @@ import trio
 
 from p2p.connection import Connection, RawStream
 from p2p.errors import NetworkError, ProtocolViolation, StreamError
-from p2p.lifetime import part
+from p2p.lifetime import note_failure
 from p2p.limits import Limits
 from p2p.multistream import LINE_BYTES_MAX, NegotiatedStream, agreement, meet_optimist, respond
 from p2p.network import Stream, StreamHandler
@@ -85,11 +85,7 @@ class StreamGuard:
             await reset(stream)
         except BaseException as error:  # noqa: BLE001  (the guard at the root of every handler)
             await reset(stream)
-            cancellation, failure = part(error)
-            if failure is not None:
-                self._count("handlers_failed")
-                peer_id = connection.peer_id
-                _log.warning("a handler failed on a stream of %s", peer_id, exc_info=failure)
+            cancellation = note_failure(error, connection.peer_id, self._count)
             if cancellation is not None:
                 raise cancellation from None
         finally:

@@ -7,10 +7,15 @@ handler's failure ends its stream and nothing else, also where it fails as it is
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
+
+from p2p.identity import PeerId
+
+_log = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -35,18 +40,25 @@ async def open_background() -> AsyncIterator[trio.Nursery]:
             error.__suppress_context__ = suppress
 
 
-def part(error: BaseException) -> tuple[BaseException | None, Exception | None]:
-    """What of a handler's end must be raised, its cancellation, and what is its own failure.
+def note_failure(
+    error: BaseException, peer_id: PeerId, count: Callable[[str], None]
+) -> BaseException | None:
+    """Count and log what a handler failed of; returns its cancellation, which must be raised.
 
     A handler with a nursery may end by both at once, in one group.
     """
+    cancellation: BaseException | None = error
+    failure: BaseException | None = None
     if isinstance(error, Exception):
-        return None, error
-    if isinstance(error, BaseExceptionGroup):
-        cancelled, failures = error.split(trio.Cancelled)
-        if isinstance(failures, Exception):
-            return cancelled, failures
-    return error, None
+        cancellation, failure = None, error
+    elif isinstance(error, BaseExceptionGroup):
+        cancelled, rest = error.split(trio.Cancelled)
+        if isinstance(rest, Exception):
+            cancellation, failure = cancelled, rest
+    if failure is not None:
+        count("handlers_failed")
+        _log.warning("a handler failed on a stream of %s", peer_id, exc_info=failure)
+    return cancellation
 
 
 def _only_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
@@ -58,4 +70,4 @@ def _only_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException | None
     return error
 
 
-__all__ = ["open_background", "part"]
+__all__ = ["note_failure", "open_background"]

@@ -304,12 +304,10 @@ class NegotiatedStream(Stream):
         while self._unanswered:
             if self._refusal:
                 await self._fail()
-            data = await self._raw.receive_some(LINE_BYTES_MAX)
+            data = await _receive_more(self._raw)
             if data.startswith(self._unanswered):
                 self._surplus = data[len(self._unanswered) :]
                 self._unanswered = b""
-            elif not data:
-                raise StreamReset("the stream ended during negotiation")
             elif self._unanswered.startswith(data):
                 self._unanswered = self._unanswered[len(data) :]
             else:
@@ -319,10 +317,7 @@ class NegotiatedStream(Stream):
     async def _fail(self) -> NoReturn:
         """Say why an answer is not the echo of our proposal; cancelled, go on the next time."""
         while (answer := _answer_in(self._refusal)) is None:
-            data = await self._raw.receive_some(LINE_BYTES_MAX)
-            if not data:
-                raise StreamReset("the stream ended during negotiation")
-            self._refusal += data
+            self._refusal += await _receive_more(self._raw)
         await self._raw.reset()
         if answer == REFUSAL:
             raise ProtocolUnsupported((self._protocol,))
@@ -353,12 +348,16 @@ async def _expect(raw: RawStream, reader: LineReader, line: str) -> None:
 
 async def _read_line(raw: RawStream, reader: LineReader) -> str:
     while (line := reader.next_line()) is None:
-        # No more than a line: what lies behind it stays counted, and bounded, by the connection.
-        data = await raw.receive_some(LINE_BYTES_MAX)
-        if not data:
-            raise StreamReset("the stream ended during negotiation")
-        reader.feed(data)
+        reader.feed(await _receive_more(raw))
     return line
+
+
+async def _receive_more(raw: RawStream) -> bytes:
+    # No more than a line: what lies behind it stays counted, and bounded, by the connection.
+    data = await raw.receive_some(LINE_BYTES_MAX)
+    if not data:
+        raise StreamReset("the stream ended during negotiation")
+    return data
 
 
 __all__ = [

@@ -117,28 +117,34 @@ def decode_header(data: bytes, limits: Limits) -> Header:
     if front is not None:
         kind, request_id, remaining_ms, body_at = front
         if len(data) - body_at <= REMEMBERED_BYTES_MAX:
-            known = _decode_body(kind, data[body_at:], limits)
-            if known is not None:
-                return Header(kind, request_id, remaining_ms, *known)
+            try:
+                known = _decode_body(kind, data[body_at:], limits)
+            except _NotPlain:
+                return _decode(data, limits)
+            return Header(kind, request_id, remaining_ms, *known)
     return _decode(data, limits)
 
 
+class _NotPlain(Exception):
+    """A body that could say again what a front has said, or holds what is unique."""
+
+
 @lru_cache(maxsize=REMEMBERED_BODIES_MAX)
-def _decode_body(kind: Kind, body: bytes, limits: Limits) -> tuple[Any, ...] | None:
+def _decode_body(kind: Kind, body: bytes, limits: Limits) -> tuple[Any, ...]:
     """What `decode_header` makes of `body` behind any front of `kind`: the fields of the header.
 
-    None where that is not sure: it could say again what a front has said, or hold what is unique.
+    Raises `_NotPlain` where that is not sure, and takes no place among what is remembered.
     """
     try:
         message = wire_pb2.Header.FromString(body)
-    except DecodeError:
-        return None
+    except DecodeError as error:
+        raise _NotPlain from error
     # As we would write it: each field once, in order, none that says nothing.
     is_plain = message.SerializeToString() == body and all(
         field.name in _BODY_FIELDS for field, _ in message.ListFields()
     )
     if not is_plain:
-        return None
+        raise _NotPlain
     front = wire_pb2.Header(kind=int(kind), request_id=bytes(REQUEST_ID_BYTES))  # type: ignore[arg-type]
     return _decode(front.SerializeToString() + body, limits)[_FRONT_FIELDS:]
 

@@ -319,8 +319,8 @@ def _bytes_view(array: NDArray[Any]) -> memoryview:
 
 def _are_within(values: NDArray[np.float32], bound: float) -> bool:
     # Squares that add up to less than bound² are proof in one pass at a third of the cost; not so
-    # where they are infinite, NaN or near it (of which `vdot` does not warn). min
-    # and max propagate NaN, which fails both tests.
+    # where they are infinite, NaN or near it (of which `vdot` does not warn). min and max propagate
+    # NaN, which fails both tests.
     safe = SQUARES_SAFE * bound * bound
     first, rest = values[:SQUARES_ELEMENTS], values[SQUARES_ELEMENTS:]
     if rest.size > SQUARES_ELEMENTS:

@@ -11,7 +11,6 @@ connection: every stream raises `StreamReset`, nothing raises out of `run`.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
@@ -29,7 +28,7 @@ from p2p.backend.wire import Wire
 from p2p.connection import HANDLER_GRACE_S, Connection
 from p2p.errors import ProtocolViolation, StreamReset
 from p2p.identity import PeerId
-from p2p.lifetime import part
+from p2p.lifetime import note_failure
 from p2p.multiaddress import Address
 from p2p.network import Buffer, Direction
 from p2p.noise.cipher import AESGCM
@@ -60,8 +59,6 @@ DRAIN_S = 1.0
 """How long closing waits for bytes that the socket has not taken yet."""
 
 StreamServer: TypeAlias = Callable[["SecureConnection", SecureStream], Awaitable[None]]
-
-_log = logging.getLogger(__name__)
 
 
 class SecureConnection(Connection):
@@ -248,15 +245,10 @@ class SecureConnection(Connection):
         content of a frame that ends a stream. The caller sees to the wire (`Wire.send_parts`).
         """
         head = self._take_control() + self.session.data_header(state, total_bytes)
-        if is_last:
-            end = self.session.data_header(state, 0, is_last=True)
-            plaintext = b"".join((head, *segments, end))
-        else:
-            plaintext = b"".join((head, *segments))
+        end = self.session.data_header(state, 0, is_last=True) if is_last else b""
+        plaintext = b"".join((head, *segments, end))
         if len(plaintext) <= SMALL_BYTES:
             self.wire.send(plaintext)
-        elif len(plaintext) <= self._message_bytes_max:
-            self.wire.send_parts((plaintext,))
         else:
             self.wire.send_parts(messages([memoryview(plaintext)], self._message_bytes_max))
 
@@ -344,10 +336,7 @@ class SecureConnection(Connection):
             await serve(self, stream)
         except BaseException as error:  # noqa: BLE001  (the guard at the root of every handler)
             stream.reset_now()
-            cancellation, failure = part(error)
-            if failure is not None:
-                self._arena.count("handlers_failed")
-                _log.warning("a handler failed on a stream of %s", self.peer_id, exc_info=failure)
+            cancellation = note_failure(error, self.peer_id, self._arena.count)
             if cancellation is not None:
                 if self._handlers is not None and self._handlers.cancel_scope.cancel_called:
                     self._arena.count("handlers_cancelled")

@@ -25,10 +25,10 @@ TURN_BYTES = 1024 * 1024
 """Bytes received that no task has to look at before others run: about half a millisecond."""
 
 FLOOD_BYTES = 64 * 1024
-"""What one receive call brings a reader in a flood, at least: a slow link never has so much."""
+"""What a reader in a flood gets between two waits, at least: a slow link rarely has so much."""
 
 COALESCED_BYTES = 256 * 1024
-"""Half a burst: an exchange of 16 MiB takes 0.87 of the time. More leaves the cache, less is lost
+"""Half a burst: an exchange of 16 MiB takes 0.9 of the time. More leaves the cache, less is lost
 in waking."""
 
 COALESCED_S = 0.001

@@ -229,7 +229,7 @@ class SecureStream(RawStream):
         try:
             await trio.lowlevel.checkpoint_if_cancelled()
             self._check_sendable()
-            if not self._is_small(total_bytes) or self.connection.is_wire_busy:
+            if not self._leaves_at_once(total_bytes):
                 with self._patience():
                     await self._send_bulk(segments, total_bytes, is_last=is_last)
             elif total_bytes:
@@ -249,9 +249,10 @@ class SecureStream(RawStream):
         if not self.state.is_alive:
             self.wake()
 
-    def _is_small(self, total_bytes: int) -> bool:
-        """Whether so much can be sent as one burst now."""
-        return total_bytes <= JOINED_BYTES and total_bytes <= self.state.send_window
+    def _leaves_at_once(self, total_bytes: int) -> bool:
+        """Whether so much can be sent joined, without waiting."""
+        fits = total_bytes <= JOINED_BYTES and total_bytes <= self.state.send_window
+        return fits and not self.connection.is_wire_busy
 
     async def _send_bulk(
         self, segments: Sequence[Buffer], total_bytes: int, *, is_last: bool

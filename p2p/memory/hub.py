@@ -196,8 +196,10 @@ class MemoryTransport:
         self._hub.wire.send(self._own, target._own, arrive)
         try:
             await answered.wait()
-            if refusal or near.is_closed:
-                raise DialFailed(f"refused: {refusal[0]}" if refusal else "lost at once")
+            if refusal:
+                raise DialFailed(f"refused: {refusal[0]}")
+            if near.is_closed:
+                raise DialFailed("the connection was lost at once")
             self._adopt(near)
         except BaseException:
             near.send(far.break_off)

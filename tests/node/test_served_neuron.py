@@ -64,7 +64,9 @@ def job(sender: PeerId, request: Request, *, weight: int = 1) -> Job:
     server.admit()
     (received,) = server.receive_data(b"".join(map(bytes, payloads)))
     assert isinstance(received, Backward | Forward)
-    return Job(peer=sender, head=parsed, request=received, weight=weight, arrived_s=0.0)
+    return Job(
+        peer=sender, head=parsed, request=received, weight=weight, arrived_s=0.0, held_bytes=0
+    )
 
 
 def service(share: float) -> Service:

@@ -101,6 +101,12 @@ def test_what_is_unique_or_long_is_not_remembered() -> None:
         data = encoded(request_id=ID, **fields)
         assert len(data) > 20 + REMEMBERED_BYTES_MAX
         outcome(decode_header, data)
+    for fields in (
+        {"kind": 5, "failure": {"code": 8, "retry_after_ms": 77}},
+        {"kind": 1, "parts": [PART], "payload_digest": bytes(32)},
+    ):
+        data = encoded(request_id=ID, **fields)
+        assert isinstance(outcome(decode_header, data), Header)
     assert _decode_body.cache_info().currsize == 0
 
 
